@@ -1,0 +1,1 @@
+//! Per host: one actor per instance, adoption after restart, and sweeping of leaks.

@@ -1,0 +1,1 @@
+//! The wire: REST schemas and OpenAPI, error codes, and the typed client.

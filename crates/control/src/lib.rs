@@ -1,0 +1,1 @@
+//! Use cases, HTTP handlers, placement and garbage collection.

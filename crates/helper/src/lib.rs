@@ -1,0 +1,1 @@
+//! The privileged protocol: a closed set of verbs, and what carries them out.

@@ -1,0 +1,1 @@
+//! Drivers behind the Hypervisor port: QEMU, and a fake.

@@ -1,0 +1,1 @@
+//! Bridges, TAPs, addresses, nftables, DNS, published ports.

@@ -1,0 +1,1 @@
+//! Store on memory and SQLite, held to one contract suite.

@@ -1,0 +1,2 @@
+//! The one binary: wiring, CLI, configuration, logging.
+fn main() {}
