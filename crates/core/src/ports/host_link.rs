@@ -1,0 +1,223 @@
+//! The one way from `control` to a host: intent goes down, observations come up, and streams (exec,
+//! logs, images) pass through. On one machine it is an in-process channel; between machines the
+//! agent dials in. Control knows no other way to a guest or a blob.
+
+use super::BoxStream;
+use super::images::{LoadRequest, PullRequest};
+use crate::PortError;
+use crate::host::HostReport;
+use crate::id::InstanceId;
+use crate::image::{ImageProgress, ImageRecord};
+use crate::instance::{InstanceIntent, InstanceStatus};
+use crate::ports::network::AttachmentSpec;
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Which output of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogSource {
+    /// The workload's stdout and stderr.
+    #[default]
+    Workload,
+    /// The guest's serial console: kernel and agent.
+    Console,
+    /// The hypervisor's own output.
+    Vmm,
+}
+
+/// A question for logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogQuery {
+    /// Which output.
+    pub source: LogSource,
+    /// Only the last so many lines; all that is kept when absent.
+    pub tail: Option<u64>,
+    /// Only what came after this sequence number (exclusive).
+    pub after: Option<u64>,
+    /// Whether to stay and wait for more.
+    pub follow: Follow,
+}
+
+/// Whether a stream stays open at its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Follow {
+    /// It ends at what there is now.
+    #[default]
+    No,
+    /// It waits for more, until the instance is stopped for good (no restart pending) or deleted.
+    Yes,
+}
+
+/// Which of a process's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputStream {
+    /// Standard output, or a terminal's.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A piece of log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Rises by one per line of a source over the instance's life.
+    pub seq: u64,
+    /// When the guest saw it (workload) or the host did (others).
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: crate::Timestamp,
+    /// Which stream.
+    pub stream: OutputStream,
+    /// Without its newline; invalid UTF-8 replaced; at most 16 KiB (longer lines are cut into several).
+    pub text: String,
+}
+
+/// A command to run in a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecCommand {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Added to the workload's environment.
+    pub env: std::collections::BTreeMap<String, String>,
+    /// The workload's when absent.
+    pub working_dir: Option<String>,
+    /// The workload's when absent.
+    pub user: Option<String>,
+    /// Rows and columns of the terminal to give it; none without.
+    pub terminal: Option<(u16, u16)>,
+    /// After this long the whole process group is killed.
+    pub timeout: Option<Duration>,
+}
+
+/// What a client sends to a running command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecInput {
+    /// Bytes for its stdin.
+    Stdin(Bytes),
+    /// End of its stdin.
+    CloseStdin,
+    /// The terminal's new size.
+    Resize {
+        /// Rows.
+        rows: u16,
+        /// Columns.
+        columns: u16,
+    },
+    /// A signal for its process group.
+    Signal(i32),
+}
+
+/// What comes back. `Exited` is the last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecOutput {
+    /// Bytes it wrote.
+    Data(OutputStream, Bytes),
+    /// It has ended.
+    Exited {
+        /// Its exit code; 128 + signal; 127 not found; 126 not executable.
+        code: i32,
+        /// In words, where there is something to say.
+        message: Option<String>,
+    },
+}
+
+/// A running command. Dropping it ends the command (but see [`HostLink::attach`]).
+pub struct ExecSession {
+    /// Towards it.
+    pub input: Box<dyn ExecSink>,
+    /// From it.
+    pub output: BoxStream<Result<ExecOutput, PortError>>,
+}
+
+/// The sending half of an [`ExecSession`].
+#[async_trait]
+pub trait ExecSink: Send {
+    /// Sends; waits while the guest does not read.
+    async fn send(&mut self, input: ExecInput) -> Result<(), PortError>;
+}
+
+/// Resources an instance has used, host's and guest's view.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processor time of the VMM, seconds.
+    pub cpu_seconds: f64,
+    /// Resident memory of the VMM, bytes.
+    pub memory_rss: u64,
+    /// Virtual memory of the VMM, bytes.
+    pub memory_vms: u64,
+    /// Memory in use inside the guest, bytes; absent while the guest cannot be asked.
+    pub guest_memory_used: Option<u64>,
+    /// Bytes received by the guest.
+    pub network_received: u64,
+    /// Bytes sent by the guest.
+    pub network_sent: u64,
+    /// Bytes its writable disk takes on the host.
+    pub disk: u64,
+}
+
+/// What a pull or load reports: progress, then one result.
+#[derive(Debug)]
+pub enum ImageUpdate {
+    /// It goes on.
+    Progress(ImageProgress),
+    /// It ended. Several records for an archive of several images.
+    Done(Result<Vec<ImageRecord>, PortError>),
+}
+
+/// How an image comes in.
+#[derive(Debug, Clone)]
+pub enum ImageImport {
+    /// From a registry.
+    Pull(PullRequest),
+    /// From a path on the host.
+    Load(LoadRequest),
+}
+
+/// One host, as `control` sees it.
+#[async_trait]
+pub trait HostLink: Send + Sync {
+    /// Hands over the newest intent of an instance; older generations are ignored. Returns when it is
+    /// accepted, not when it is carried out.
+    async fn apply(&self, intent: InstanceIntent) -> Result<(), PortError>;
+    /// Hands over all intents at once after a (re)connection, and thereby allows the sweep: what the
+    /// host has beyond them is a leak.
+    async fn sync(&self, intents: Vec<InstanceIntent>) -> Result<(), PortError>;
+    /// Every status, as it changes; starts with the current one of every instance.
+    async fn statuses(&self) -> Result<BoxStream<InstanceStatus>, PortError>;
+    /// What this host has and can do.
+    async fn report(&self) -> Result<HostReport, PortError>;
+    /// Whether an attachment (its ports) could be made now.
+    async fn preflight(&self, spec: AttachmentSpec) -> Result<(), PortError>;
+    /// Log lines.
+    async fn logs(&self, id: &InstanceId, query: LogQuery)
+    -> Result<BoxStream<LogLine>, PortError>;
+    /// Runs a command.
+    async fn exec(&self, id: &InstanceId, command: ExecCommand) -> Result<ExecSession, PortError>;
+    /// Connects to the workload itself: its terminal (with this many rows and columns), or its stdin and
+    /// outputs from now on. Dropping the session leaves the workload running.
+    async fn attach(
+        &self,
+        id: &InstanceId,
+        terminal: Option<(u16, u16)>,
+    ) -> Result<ExecSession, PortError>;
+    /// Resources used.
+    async fn usage(&self, id: &InstanceId) -> Result<Usage, PortError>;
+    /// The image side of the host.
+    fn images(&self) -> &dyn HostImages;
+}
+
+/// The image side of a host.
+#[async_trait]
+pub trait HostImages: Send + Sync {
+    /// Pulls or loads; dropping the stream cancels.
+    async fn import(&self, import: ImageImport) -> Result<BoxStream<ImageUpdate>, PortError>;
+    /// All records.
+    async fn list(&self) -> Result<Vec<ImageRecord>, PortError>;
+    /// The record that a user means.
+    async fn find(&self, wanted: &str) -> Result<Option<ImageRecord>, PortError>;
+    /// Removes a record; a Conflict (`image_in_use`) when `in_use` has its digest and no other record has.
+    async fn remove(&self, id: &str, in_use: &[String]) -> Result<(), PortError>;
+}
