@@ -142,6 +142,9 @@ pub struct MachineConfig {
     pub disks: Vec<Disk>,
     /// The network interface, if any.
     pub nic: Option<Nic>,
+    /// Added to the guest kernel's command line, each without spaces: what the guest's agent must know
+    /// before its channel is open (`warren.attach=<key>`).
+    pub boot_args: Vec<String>,
 }
 
 /// What can be seen of a machine from outside.
