@@ -36,6 +36,17 @@ pub enum Terminal {
     Pty,
 }
 
+/// Where the workload's standard input comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stdin {
+    /// `/dev/null`.
+    #[default]
+    Null,
+    /// Whoever attaches; it blocks until somebody does (`run -i`). A terminal implies it.
+    Attached,
+}
+
 /// What happens to an instance whose workload has ended for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -109,6 +120,9 @@ pub struct InstanceSpec {
     /// Whether the workload gets a terminal.
     #[serde(default)]
     pub terminal: Terminal,
+    /// Where its standard input comes from.
+    #[serde(default)]
+    pub stdin: Stdin,
     /// What happens to the instance when the workload has ended for good.
     #[serde(default)]
     pub removal: Removal,
