@@ -1,0 +1,350 @@
+//! A test double: a guest without a VM. It speaks the real guest end of the protocol ([`crate::serve`])
+//! over a made-up machine, so what a host sees differs from a real guest only in what commands do.
+//!
+//! Commands it knows, for the workload and for exec:
+//!
+//! | command | does |
+//! |---|---|
+//! | `exit N`, `exit:N`, `sh -c 'exit N'` | exits with N |
+//! | `echo …` | writes its arguments |
+//! | `count [MILLIS]` | writes 1, 2, 3, … one line each MILLIS (10), until signalled |
+//! | `cat` | copies standard input (exec only) |
+//! | `sleep …`, and any other workload | runs until signalled |
+//! | anything else in an exec | exits with 127 |
+//!
+//! The fake hypervisor and tests use it; nothing in a real VM does.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::client::unix_nanos_now;
+use crate::protocol::{
+    AttachKey, BootConfig, ExecInput, ExecRequest, ExitReport, ExitStatus, GuestStats,
+    OutputStream, ReadyReport,
+};
+use crate::serve::{self, ExecIo, Failure, HangUp, HostPresence, LogStore, Machine, StatusCell};
+
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
+/// How the double deviates from a good guest.
+#[derive(Debug, Clone, Default)]
+pub struct Behaviour {
+    /// Time between a boot configuration and `Ready`.
+    pub boot_delay: Duration,
+    /// Fail the boot with this message.
+    pub boot_failure: Option<String>,
+    /// What becomes of signals to the workload.
+    pub signals: SignalHandling,
+}
+
+/// What the workload does with signals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SignalHandling {
+    /// It ends by them.
+    #[default]
+    Obeyed,
+    /// Only SIGKILL ends it.
+    Ignored,
+}
+
+/// A guest without a VM. Clones are the same guest; it keeps its state between hosts, as a real one does.
+#[derive(Debug, Clone)]
+pub struct Double {
+    machine: Arc<DoubleMachine>,
+}
+
+#[derive(Debug)]
+struct DoubleMachine {
+    behaviour: Behaviour,
+    status: Arc<StatusCell>,
+    logs: Arc<LogStore>,
+    signal: watch::Sender<i32>,
+    power: watch::Sender<Power>,
+    time: Mutex<u64>,
+}
+
+/// Whether the made-up machine is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Power {
+    /// It is.
+    On,
+    /// A real VM's process would have ended.
+    Off,
+}
+
+impl Double {
+    /// A guest that waits for its boot. Needs a tokio runtime as soon as it is served.
+    #[must_use]
+    pub fn new(behaviour: Behaviour) -> Self {
+        Self {
+            machine: Arc::new(DoubleMachine {
+                behaviour,
+                status: Arc::default(),
+                logs: Arc::default(),
+                signal: watch::Sender::new(0),
+                power: watch::Sender::new(Power::On),
+                time: Mutex::new(0),
+            }),
+        }
+    }
+
+    /// Serves hosts on this stream, one after the other, until it ends or the machine powers off.
+    pub async fn serve<S>(&self, stream: S, key: &AttachKey) -> std::io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + HangUp + Send + Unpin + 'static,
+    {
+        let machine = Arc::clone(&self.machine);
+        let (status, logs) = (Arc::clone(&machine.status), Arc::clone(&machine.logs));
+        tokio::select! {
+            served = serve::serve(stream, key, machine, status, logs) => served,
+            () = self.powered_off() => Ok(()),
+        }
+    }
+
+    /// Waits for the machine to power itself off.
+    pub async fn powered_off(&self) {
+        let mut power = self.machine.power.subscribe();
+        // The sender lives in `self`.
+        let _ = power.wait_for(|power| *power == Power::Off).await;
+    }
+
+    /// The clock as a host last set it, in nanoseconds since 1970.
+    #[must_use]
+    pub fn clock(&self) -> u64 {
+        *self
+            .machine
+            .time
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A fresh [`Double`] on one stream, until that ends.
+pub async fn serve<S>(stream: S, key: &AttachKey, behaviour: Behaviour) -> std::io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + HangUp + Send + Unpin + 'static,
+{
+    Double::new(behaviour).serve(stream, key).await
+}
+
+enum Simulated {
+    Exit(ExitReport),
+    Echo(String),
+    Count(Duration),
+    Cat,
+    Forever,
+    Unknown,
+}
+
+impl Simulated {
+    fn parse(command: &[String]) -> Self {
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        match words.as_slice() {
+            ["sh" | "/bin/sh", "-c", script] => {
+                let words: Vec<String> = script.split_whitespace().map(str::to_owned).collect();
+                Self::parse(&words)
+            }
+            ["exit", code] => code
+                .parse()
+                .map_or(Self::Unknown, |code| Self::Exit(ExitReport::code(code))),
+            ["echo", rest @ ..] => Self::Echo(rest.join(" ") + "\n"),
+            ["count"] => Self::Count(Duration::from_millis(10)),
+            ["count", millis] => millis.parse().map_or(Self::Unknown, |millis| {
+                Self::Count(Duration::from_millis(millis))
+            }),
+            ["cat"] => Self::Cat,
+            ["sleep", ..] => Self::Forever,
+            [word] => match word
+                .strip_prefix("exit:")
+                .and_then(|code| code.parse().ok())
+            {
+                Some(code) => Self::Exit(ExitReport::code(code)),
+                None => Self::Unknown,
+            },
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl DoubleMachine {
+    async fn run(self: Arc<Self>, config: BootConfig) {
+        tokio::time::sleep(self.behaviour.boot_delay).await;
+        if let Some(message) = self.behaviour.boot_failure.clone() {
+            let failure = Failure {
+                stage: "boot".to_owned(),
+                message,
+            };
+            return self.status.update(|status| status.failed = Some(failure));
+        }
+        let mut signal = self.signal.subscribe();
+        self.status
+            .update(|status| status.ready = Some(ReadyReport::default()));
+        self.status.update(|status| status.started = Some(1));
+        let report = match Simulated::parse(&config.workload.command) {
+            Simulated::Exit(report) => report,
+            Simulated::Echo(text) => {
+                self.logs
+                    .push(OutputStream::Stdout, unix_nanos_now(), Bytes::from(text))
+                    .await;
+                ExitReport::code(0)
+            }
+            Simulated::Count(pause) => {
+                let counting = async {
+                    let mut ticks = tokio::time::interval(pause.max(Duration::from_millis(1)));
+                    for number in 1u64.. {
+                        ticks.tick().await;
+                        let line = Bytes::from(format!("{number}\n"));
+                        self.logs
+                            .push(OutputStream::Stdout, unix_nanos_now(), line)
+                            .await;
+                    }
+                };
+                tokio::select! {
+                    report = self.signalled(&mut signal) => report,
+                    () = counting => ExitReport::code(0),
+                }
+            }
+            Simulated::Cat | Simulated::Forever | Simulated::Unknown => {
+                self.signalled(&mut signal).await
+            }
+        };
+        self.logs.end();
+        self.status.update(|status| status.exited = Some(report));
+    }
+
+    async fn signalled(&self, signal: &mut watch::Receiver<i32>) -> ExitReport {
+        let obeyed = |signal: &i32| match self.behaviour.signals {
+            SignalHandling::Obeyed => *signal != 0,
+            SignalHandling::Ignored => *signal == SIGKILL,
+        };
+        let signal = signal
+            .wait_for(obeyed)
+            .await
+            .map_or(SIGKILL, |signal| *signal);
+        ExitReport {
+            status: ExitStatus::Signal(signal),
+            message: None,
+        }
+    }
+}
+
+impl Machine for DoubleMachine {
+    fn boot(self: Arc<Self>, config: BootConfig) {
+        tokio::spawn(self.run(config));
+    }
+
+    fn shutdown(self: Arc<Self>, signal: Option<i32>, grace_millis: u64) {
+        if self.status.get().started.is_none() {
+            self.power.send_replace(Power::Off);
+            return;
+        }
+        self.signal.send_replace(signal.unwrap_or(SIGTERM));
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(grace_millis)).await;
+            self.signal.send_replace(SIGKILL);
+        });
+    }
+
+    fn signal(&self, signal: i32) {
+        self.signal.send_replace(signal);
+    }
+
+    fn exit_acknowledged(&self) {
+        self.power.send_replace(Power::Off);
+    }
+
+    fn host_changed(&self, _host: HostPresence) {}
+
+    async fn input(&self, _input: ExecInput) {}
+
+    fn set_time(&self, unix_nanos: u64) {
+        *self.time.lock().unwrap_or_else(PoisonError::into_inner) = unix_nanos;
+    }
+
+    fn stats(&self) -> GuestStats {
+        GuestStats {
+            uptime_millis: 1000,
+            cpus: 1,
+            memory_total_bytes: 256 << 20,
+            memory_available_bytes: 200 << 20,
+            tasks: 1,
+            ..GuestStats::default()
+        }
+    }
+
+    async fn exec(self: Arc<Self>, request: ExecRequest, mut io: ExecIo) -> (ExitReport, ExecIo) {
+        let report = match Simulated::parse(&request.command) {
+            Simulated::Exit(report) => report,
+            Simulated::Echo(text) => {
+                // A host that is gone ends this future from outside.
+                let _ = io.stdout(text.as_bytes()).await;
+                ExitReport::code(0)
+            }
+            Simulated::Cat => loop {
+                match io.input.recv().await {
+                    Some(ExecInput::Stdin(data)) => {
+                        let _ = io.stdout(&data).await;
+                    }
+                    Some(ExecInput::StdinClose) | None => break ExitReport::code(0),
+                    Some(ExecInput::Signal(signal)) => {
+                        break ExitReport {
+                            status: ExitStatus::Signal(signal),
+                            message: None,
+                        };
+                    }
+                    Some(ExecInput::Resize(_)) => {}
+                }
+            },
+            Simulated::Count(pause) => {
+                let mut ticks = tokio::time::interval(pause.max(Duration::from_millis(1)));
+                let mut number = 0u64;
+                loop {
+                    tokio::select! {
+                        _ = ticks.tick() => {
+                            number += 1;
+                            let _ = io.stdout(format!("{number}\n").as_bytes()).await;
+                        }
+                        input = io.input.recv() => match input {
+                            Some(ExecInput::Signal(signal)) => {
+                                break ExitReport { status: ExitStatus::Signal(signal), message: None };
+                            }
+                            Some(ExecInput::Stdin(_) | ExecInput::StdinClose | ExecInput::Resize(_)) => {}
+                            None => break ExitReport::code(0),
+                        },
+                    }
+                }
+            }
+            Simulated::Forever => loop {
+                match io.input.recv().await {
+                    Some(ExecInput::Signal(signal)) => {
+                        break ExitReport {
+                            status: ExitStatus::Signal(signal),
+                            message: None,
+                        };
+                    }
+                    Some(ExecInput::Stdin(_) | ExecInput::StdinClose | ExecInput::Resize(_)) => {}
+                    None => break ExitReport::code(0),
+                }
+            },
+            Simulated::Unknown => {
+                let name = request.command.first().map_or("", String::as_str);
+                ExitReport::not_started(127, format!("exec {name}: no such file"))
+            }
+        };
+        (report, io)
+    }
+
+    async fn connect(&self, address: IpAddr, port: u16) -> std::io::Result<tokio::net::TcpStream> {
+        let message = format!("the test double has no network to reach {address} port {port}");
+        Err(std::io::Error::new(
+            std::io::ErrorKind::Unsupported,
+            message,
+        ))
+    }
+}

@@ -1,0 +1,536 @@
+//! The messages of each kind of stream. The host opens every stream and says in its first frame, an
+//! [`Open`], what it is for:
+//!
+//! | stream | host → guest | guest → host |
+//! |---|---|---|
+//! | control (one) | [`ControlRequest`] | [`ControlEvent`], `Hello` first |
+//! | exec | [`ExecInput`] | [`ExecOutput`], `Exited` last |
+//! | input | [`ExecInput`], to the workload | nothing |
+//! | logs | nothing | [`LogEntry`] |
+//! | connect | raw bytes after the reply | [`OpenReply`], then raw bytes |
+
+use bytes::{Buf, Bytes};
+use serde::{Deserialize, Serialize};
+
+use super::boot::BootConfig;
+use super::frame::{Frame, FrameError, FrameKind};
+
+/// Longest frame a guest accepts as an opening message (environment and arguments of an exec).
+pub const OPEN_LIMIT: usize = 1024 * 1024;
+/// Longest frame a guest accepts on the control stream (a boot configuration).
+pub const CONTROL_REQUEST_LIMIT: usize = 4 * 1024 * 1024;
+/// Longest frame a host accepts on the control stream.
+pub const CONTROL_EVENT_LIMIT: usize = 64 * 1024;
+/// Longest piece of input, output or log in one frame.
+pub const DATA_LIMIT: usize = 64 * 1024;
+/// Longest frame on a data stream: a full piece with its headers.
+pub const DATA_FRAME_LIMIT: usize = DATA_LIMIT + 64;
+
+/// The first frame of each stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "stream", rename_all = "snake_case")]
+pub enum Open {
+    /// The session's one control stream.
+    Control,
+    /// Run a command.
+    Exec(ExecRequest),
+    /// Standard input, terminal size and signals of the workload.
+    Input,
+    /// The workload's output from a sequence number on, then as it comes.
+    Logs {
+        /// First sequence number wanted; they start at 1.
+        from: u64,
+    },
+    /// A TCP connection made inside the guest.
+    Connect {
+        /// A host name is not accepted: an address as seen from inside the guest.
+        address: std::net::IpAddr,
+        /// The port.
+        port: u16,
+    },
+}
+
+/// The guest's answer to [`Open::Connect`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum OpenReply {
+    /// Raw bytes follow.
+    Connected,
+    /// It could not be done; the stream ends.
+    Refused {
+        /// Why.
+        message: String,
+    },
+}
+
+/// A terminal's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// A command to run beside the workload.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Run it on a terminal of this size; then standard error is part of standard output.
+    #[serde(default)]
+    pub terminal: Option<Terminal>,
+    /// Added to the workload's environment.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// Working directory; the workload's own if absent.
+    #[serde(default)]
+    pub working_dir: Option<String>,
+    /// As [`super::WorkloadConfig::user`]; the workload's own if absent.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// After this long the whole process group is killed.
+    #[serde(default)]
+    pub timeout_millis: Option<u64>,
+}
+
+/// What a host sends on an exec or input stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecInput {
+    /// Bytes for standard input.
+    Stdin(Bytes),
+    /// Standard input ends.
+    StdinClose,
+    /// The terminal has another size now.
+    Resize(Terminal),
+    /// Send this signal to the process group.
+    Signal(i32),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "input", rename_all = "snake_case")]
+enum InputMessage {
+    StdinClose,
+    Resize { rows: u16, cols: u16 },
+    Signal { signal: i32 },
+}
+
+impl ExecInput {
+    /// The frame that carries it.
+    pub fn to_frame(&self) -> Result<Frame, FrameError> {
+        let message = match self {
+            ExecInput::Stdin(data) => {
+                return Ok(Frame {
+                    kind: FrameKind::Stdin,
+                    payload: data.clone(),
+                });
+            }
+            ExecInput::StdinClose => InputMessage::StdinClose,
+            ExecInput::Resize(Terminal { rows, cols }) => InputMessage::Resize {
+                rows: *rows,
+                cols: *cols,
+            },
+            ExecInput::Signal(signal) => InputMessage::Signal { signal: *signal },
+        };
+        let payload = serde_json::to_vec(&message)?.into();
+        Ok(Frame {
+            kind: FrameKind::Message,
+            payload,
+        })
+    }
+
+    /// What a frame carries.
+    pub fn from_frame(frame: Frame) -> Result<Self, FrameError> {
+        match frame.kind {
+            FrameKind::Stdin => Ok(ExecInput::Stdin(frame.payload)),
+            FrameKind::Message => Ok(match frame.message()? {
+                InputMessage::StdinClose => ExecInput::StdinClose,
+                InputMessage::Resize { rows, cols } => ExecInput::Resize(Terminal { rows, cols }),
+                InputMessage::Signal { signal } => ExecInput::Signal(signal),
+            }),
+            kind @ (FrameKind::Stdout | FrameKind::Stderr | FrameKind::Log) => {
+                Err(FrameError::Unexpected { kind })
+            }
+        }
+    }
+}
+
+/// What a guest sends on an exec stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecOutput {
+    /// Bytes from standard output, or from the terminal.
+    Stdout(Bytes),
+    /// Bytes from standard error.
+    Stderr(Bytes),
+    /// The command is over; nothing follows.
+    Exited(ExitReport),
+}
+
+impl ExecOutput {
+    /// What a frame carries.
+    pub fn from_frame(frame: Frame) -> Result<Self, FrameError> {
+        match frame.kind {
+            FrameKind::Stdout => Ok(ExecOutput::Stdout(frame.payload)),
+            FrameKind::Stderr => Ok(ExecOutput::Stderr(frame.payload)),
+            FrameKind::Message => Ok(ExecOutput::Exited(frame.message()?)),
+            kind @ (FrameKind::Stdin | FrameKind::Log) => Err(FrameError::Unexpected { kind }),
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It exited with this code. 127: the command was not found, 126: it could not be executed.
+    Code(u8),
+    /// A signal ended it.
+    Signal(i32),
+}
+
+impl ExitStatus {
+    /// The code a shell would show: 128 + n for signal n.
+    #[must_use]
+    pub fn shell_code(self) -> i32 {
+        match self {
+            ExitStatus::Code(code) => i32::from(code),
+            ExitStatus::Signal(signal) => 128_i32.saturating_add(signal.clamp(0, 127)),
+        }
+    }
+}
+
+/// How a process ended, and what there is to say about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// Code or signal.
+    pub status: ExitStatus,
+    /// Why it could not be started, or that its time was up.
+    #[serde(default)]
+    pub message: Option<String>,
+}
+
+impl ExitReport {
+    /// A plain exit code.
+    #[must_use]
+    pub fn code(code: u8) -> Self {
+        Self {
+            status: ExitStatus::Code(code),
+            message: None,
+        }
+    }
+
+    /// A command that never ran.
+    #[must_use]
+    pub fn not_started(code: u8, message: impl Into<String>) -> Self {
+        Self {
+            status: ExitStatus::Code(code),
+            message: Some(message.into()),
+        }
+    }
+}
+
+/// Host to guest, on the control stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum ControlRequest {
+    /// Become this instance.
+    Boot {
+        /// What to become.
+        config: Box<BootConfig>,
+    },
+    /// Log records up to and including this one are safe at the host.
+    AckLogs {
+        /// The last one.
+        seq: u64,
+    },
+    /// The exit status is safe at the host: the guest may power off.
+    AckExit,
+    /// Signal the workload, kill it when the grace is over, report its exit, power off.
+    Shutdown {
+        /// Signal number; the workload's own stop signal if absent.
+        signal: Option<i32>,
+        /// How long the workload may take.
+        grace_millis: u64,
+    },
+    /// Signal the workload's process group, and nothing else.
+    Signal {
+        /// Signal number.
+        signal: i32,
+    },
+    /// Answer with `Pong`.
+    Ping {
+        /// Comes back.
+        id: u64,
+    },
+    /// Answer with `Stats`.
+    Stats {
+        /// Comes back.
+        id: u64,
+    },
+    /// Set the clock and answer with `Pong`.
+    SetTime {
+        /// Comes back.
+        id: u64,
+        /// Nanoseconds since 1970.
+        unix_nanos: u64,
+    },
+}
+
+/// Guest to host, on the control stream. After `Hello`, everything that is true at an attach and not
+/// yet acknowledged is sent again, so a host needs no memory of earlier sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ControlEvent {
+    /// First message of each session.
+    Hello {
+        /// [`super::PROTOCOL_VERSION`] of the guest.
+        protocol: u32,
+        /// The agent's own version.
+        agent: String,
+        /// The instance it was booted as; absent if it still waits for a boot.
+        instance_id: Option<String>,
+    },
+    /// The guest is configured; the workload is about to start.
+    Ready(ReadyReport),
+    /// The workload runs.
+    Started {
+        /// Its pid inside the guest.
+        pid: i32,
+    },
+    /// The workload is over; sent at each attach until acknowledged.
+    Exited(ExitReport),
+    /// The guest cannot become what it was told to; the workload will not start.
+    Failed {
+        /// What was being done.
+        stage: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// Answer to `Ping` and `SetTime`.
+    Pong {
+        /// From the request.
+        id: u64,
+    },
+    /// Answer to `Stats`.
+    Stats {
+        /// From the request.
+        id: u64,
+        /// The figures.
+        stats: GuestStats,
+    },
+}
+
+/// How long it took a guest to get ready, in milliseconds since its kernel started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadyReport {
+    /// PID 1 began.
+    pub init_millis: u64,
+    /// The channel's port was there.
+    pub port_millis: u64,
+    /// The root file system was mounted.
+    pub root_millis: u64,
+    /// The boot configuration had arrived.
+    pub config_millis: u64,
+    /// Everything was configured.
+    pub ready_millis: u64,
+}
+
+/// Usage as the guest sees it. Counters count from boot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GuestStats {
+    /// Time since boot.
+    pub uptime_millis: u64,
+    /// CPU time of all CPUs that was not idle.
+    pub cpu_busy_millis: u64,
+    /// Number of CPUs online.
+    pub cpus: u32,
+    /// Memory the guest's kernel manages.
+    pub memory_total_bytes: u64,
+    /// Memory that could be had without swapping.
+    pub memory_available_bytes: u64,
+    /// Size of the root file system's writable part.
+    pub disk_total_bytes: u64,
+    /// Space left on it.
+    pub disk_free_bytes: u64,
+    /// Bytes received on all interfaces but loopback.
+    pub network_rx_bytes: u64,
+    /// Bytes sent on all interfaces but loopback.
+    pub network_tx_bytes: u64,
+    /// Bytes read from virtual disks.
+    pub disk_read_bytes: u64,
+    /// Bytes written to virtual disks.
+    pub disk_written_bytes: u64,
+    /// Processes and threads.
+    pub tasks: u32,
+}
+
+/// Which of a workload's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputStream {
+    /// Standard output, or the terminal.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A piece of the workload's output, cut as it was read and not by lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRecord {
+    /// 1 for the first record of a boot, then counted up without holes.
+    pub seq: u64,
+    /// When it was read, in nanoseconds since 1970 by the guest's clock.
+    pub unix_nanos: u64,
+    /// Which output.
+    pub stream: OutputStream,
+    /// The bytes.
+    pub data: Bytes,
+}
+
+/// What a guest sends on a log stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogEntry {
+    /// Output.
+    Record(LogRecord),
+    /// These records were dropped because nobody acknowledged in time.
+    Gap {
+        /// First one missing.
+        from: u64,
+        /// Last one missing.
+        to: u64,
+    },
+    /// The workload is over and all of its output has been sent.
+    End {
+        /// The last record's number, 0 if there was none.
+        last: u64,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "log", rename_all = "snake_case")]
+enum LogMessage {
+    Gap { from: u64, to: u64 },
+    End { last: u64 },
+}
+
+/// Bytes of a record's frame before its data: sequence number, time, output.
+pub const LOG_HEADER: usize = 17;
+
+impl LogEntry {
+    /// The frame's kind and its header and data.
+    pub fn to_parts(&self) -> Result<(FrameKind, Vec<u8>, Bytes), FrameError> {
+        let message = match self {
+            LogEntry::Record(record) => {
+                let mut header = Vec::with_capacity(LOG_HEADER);
+                header.extend_from_slice(&record.seq.to_be_bytes());
+                header.extend_from_slice(&record.unix_nanos.to_be_bytes());
+                header.push(match record.stream {
+                    OutputStream::Stdout => 1,
+                    OutputStream::Stderr => 2,
+                });
+                return Ok((FrameKind::Log, header, record.data.clone()));
+            }
+            LogEntry::Gap { from, to } => LogMessage::Gap {
+                from: *from,
+                to: *to,
+            },
+            LogEntry::End { last } => LogMessage::End { last: *last },
+        };
+        Ok((
+            FrameKind::Message,
+            serde_json::to_vec(&message)?,
+            Bytes::new(),
+        ))
+    }
+
+    /// What a frame carries.
+    pub fn from_frame(mut frame: Frame) -> Result<Self, FrameError> {
+        match frame.kind {
+            FrameKind::Log => {
+                if frame.payload.len() < LOG_HEADER {
+                    return Err(FrameError::Payload { kind: frame.kind });
+                }
+                let seq = frame.payload.get_u64();
+                let unix_nanos = frame.payload.get_u64();
+                let stream = match frame.payload.get_u8() {
+                    1 => OutputStream::Stdout,
+                    2 => OutputStream::Stderr,
+                    _ => return Err(FrameError::Payload { kind: frame.kind }),
+                };
+                Ok(LogEntry::Record(LogRecord {
+                    seq,
+                    unix_nanos,
+                    stream,
+                    data: frame.payload,
+                }))
+            }
+            FrameKind::Message => Ok(match frame.message()? {
+                LogMessage::Gap { from, to } => LogEntry::Gap { from, to },
+                LogMessage::End { last } => LogEntry::End { last },
+            }),
+            kind @ (FrameKind::Stdin | FrameKind::Stdout | FrameKind::Stderr) => {
+                Err(FrameError::Unexpected { kind })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn inputs_and_log_entries_survive_their_frames() {
+        for input in [
+            ExecInput::Stdin(Bytes::from_static(b"x")),
+            ExecInput::StdinClose,
+            ExecInput::Resize(Terminal { rows: 24, cols: 80 }),
+            ExecInput::Signal(15),
+        ] {
+            assert_eq!(
+                ExecInput::from_frame(input.to_frame().unwrap()).unwrap(),
+                input
+            );
+        }
+        for entry in [
+            LogEntry::Record(LogRecord {
+                seq: 3,
+                unix_nanos: 4,
+                stream: OutputStream::Stderr,
+                data: Bytes::from_static(b"\0data"),
+            }),
+            LogEntry::Gap { from: 1, to: 9 },
+            LogEntry::End { last: 0 },
+        ] {
+            let (kind, header, data) = entry.to_parts().unwrap();
+            let payload = [header.as_slice(), &data].concat().into();
+            assert_eq!(
+                LogEntry::from_frame(Frame { kind, payload }).unwrap(),
+                entry
+            );
+        }
+    }
+
+    #[test]
+    fn short_or_odd_log_frames_are_refused() {
+        for payload in [vec![0; LOG_HEADER - 1], vec![9; LOG_HEADER]] {
+            let frame = Frame {
+                kind: FrameKind::Log,
+                payload: payload.into(),
+            };
+            assert!(matches!(
+                LogEntry::from_frame(frame),
+                Err(FrameError::Payload { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn shell_codes_follow_the_shell() {
+        assert_eq!(ExitStatus::Code(7).shell_code(), 7);
+        assert_eq!(ExitStatus::Signal(9).shell_code(), 137);
+        assert_eq!(ExitStatus::Signal(i32::MAX).shell_code(), 255);
+    }
+}

@@ -1,0 +1,90 @@
+//! The guest's end of the channel, generic over the [`Machine`] it controls: the agent's is a real one,
+//! the test double's is made up, and both speak exactly the same protocol.
+//!
+//! It owns what must outlive a session: how far the boot has come ([`Status`]) and the workload's
+//! output ([`LogStore`]). Sessions come and go; the workload notices nothing.
+
+mod link;
+mod logs;
+mod session;
+mod status;
+
+pub use link::{HangUp, Link};
+pub use logs::LogStore;
+pub use session::serve;
+pub use status::{Failure, Status, StatusCell};
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::protocol::mux::MuxStream;
+use crate::protocol::{
+    BootConfig, ExecInput, ExecRequest, ExitReport, FrameError, FrameKind, FrameWriter, GuestStats,
+};
+
+/// Commands that run beside the workload at most, at a time.
+pub const EXEC_LIMIT: usize = 256;
+
+/// What the channel controls. Methods that start something return at once; what becomes of it shows
+/// in the [`StatusCell`] and the [`LogStore`] that the implementation shares with [`serve`].
+pub trait Machine: Send + Sync + 'static {
+    /// Become this instance. Called at most once.
+    fn boot(self: Arc<Self>, config: BootConfig);
+    /// Signal the workload and, when the grace is over, kill it; without one, power off.
+    fn shutdown(self: Arc<Self>, signal: Option<i32>, grace_millis: u64);
+    /// Signal the workload's process group.
+    fn signal(&self, signal: i32);
+    /// The host has the exit status: power off.
+    fn exit_acknowledged(&self);
+    /// A host attached, or the one that was attached is gone.
+    fn host_changed(&self, host: HostPresence);
+    /// Input for the workload; blocks while it takes none.
+    fn input(&self, input: ExecInput) -> impl Future<Output = ()> + Send;
+    /// Set the clock.
+    fn set_time(&self, unix_nanos: u64);
+    /// Usage.
+    fn stats(&self) -> GuestStats;
+    /// Runs a command to its end. When the host goes away the future is dropped: that has to end the command.
+    fn exec(
+        self: Arc<Self>,
+        request: ExecRequest,
+        io: ExecIo,
+    ) -> impl Future<Output = (ExitReport, ExecIo)> + Send;
+    /// Connects to an address as seen from inside the guest.
+    fn connect(
+        &self,
+        address: IpAddr,
+        port: u16,
+    ) -> impl Future<Output = std::io::Result<tokio::net::TcpStream>> + Send;
+}
+
+/// Whether a host is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostPresence {
+    /// A session runs.
+    Attached,
+    /// No session runs.
+    Away,
+}
+
+/// The two ends of one exec stream.
+#[derive(Debug)]
+pub struct ExecIo {
+    /// What the host sends.
+    pub input: mpsc::Receiver<ExecInput>,
+    output: FrameWriter<tokio::io::WriteHalf<MuxStream>>,
+}
+
+impl ExecIo {
+    /// Sends output; waits while the host does not take it. An error means that the host is gone.
+    pub async fn stdout(&mut self, data: &[u8]) -> Result<(), FrameError> {
+        self.output.send(FrameKind::Stdout, &[data]).await
+    }
+
+    /// As [`ExecIo::stdout`], for standard error.
+    pub async fn stderr(&mut self, data: &[u8]) -> Result<(), FrameError> {
+        self.output.send(FrameKind::Stderr, &[data]).await
+    }
+}
