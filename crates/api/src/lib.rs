@@ -1,1 +1,27 @@
-//! The wire: REST schemas and OpenAPI, error codes, and the typed client.
+//! The wire: REST schemas, stable error codes, conversions to and from the domain, and the typed
+//! client. `control` serves these types, the CLI and other programs call through [`client::Client`].
+//! It never decides anything about an instance: that is `core`'s and `control`'s.
+
+pub mod client;
+pub mod code;
+pub mod convert;
+pub mod event;
+pub mod exec;
+pub mod image;
+pub mod instance;
+pub mod policy;
+pub mod problem;
+pub mod resources;
+pub mod sse;
+
+pub use code::Code;
+pub use event::{Event, EventType};
+pub use exec::{ExecControl, ExecExit, ExecStart, LogEntry};
+pub use image::{CreateImageRequest, Image, ImageStatus, PushCredentials};
+pub use instance::{
+    CreateInstanceRequest, Hypervisor, Instance, InstanceState, InstanceStats,
+    StartInstanceRequest, UpdateInstanceRequest, WaitForStateResponse,
+};
+pub use policy::{RestartPolicy, RestartStatus};
+pub use problem::{ErrorDetail, Problem};
+pub use resources::{Health, PathInfo, Readiness, Resources};

@@ -1,0 +1,482 @@
+//! One method per served route.
+
+use super::stream::{EventItem, Kind, Outcome, Source, TypedStream};
+use super::{Client, ClientError, error};
+use crate::event::{Event, RESET};
+use crate::exec::LogEntry;
+use crate::image::{CreateImageRequest, Image, ImageEvent, events};
+use crate::instance::{
+    CreateInstanceRequest, Instance, InstanceState, InstanceStats, StartInstanceRequest,
+    UpdateInstanceRequest, WaitForStateResponse,
+};
+use crate::problem::Problem;
+use crate::resources::{Health, Readiness, Resources};
+use reqwest::{Method, RequestBuilder};
+use std::path::PathBuf;
+use std::time::Duration;
+use warren_core::ports::host_link::{Follow, LogSource};
+
+/// How long a create, start or stop may take before the server answers with what there is.
+const LIFECYCLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Whether a call returns when its effect can be seen, or at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UntilReady {
+    /// When the instance has started or failed, or after 30 s.
+    #[default]
+    Wait,
+    /// At once.
+    Return,
+}
+
+/// How an instance is created.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// When the call returns.
+    pub until: UntilReady,
+    /// Makes repeating the call safe.
+    pub idempotency_key: Option<String>,
+}
+
+/// What a list shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListQuery {
+    /// Only these states.
+    pub states: Vec<InstanceState>,
+    /// Only with these labels.
+    pub labels: Vec<(String, String)>,
+    /// At most so many on a page.
+    pub limit: Option<u32>,
+    /// From an earlier page.
+    pub page_token: Option<String>,
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// Where the next one starts, when there is one.
+    pub next: Option<String>,
+}
+
+/// Which lines of a log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogsQuery {
+    /// Which output.
+    pub source: LogSource,
+    /// Only the last so many lines.
+    pub tail: Option<u64>,
+    /// Only after this line.
+    pub after: Option<u64>,
+    /// Whether to stay for more.
+    pub follow: Follow,
+}
+
+/// What is uploaded by [`Client::load_image`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadSource {
+    /// A file: an OCI or docker archive, or a root-file-system tarball; plain or compressed.
+    pub path: PathBuf,
+    /// The reference to give it.
+    pub name: Option<String>,
+    /// The id to give it.
+    pub id: Option<String>,
+}
+
+/// The name of the header that holds the next page's token.
+pub(crate) const NEXT_PAGE: &str = "x-next-page-token";
+
+impl Client {
+    /// `GET /health`.
+    ///
+    /// # Errors
+    /// [`ClientError`]; so for every method here.
+    pub async fn health(&self) -> Result<Health, ClientError> {
+        self.json(self.request(Method::GET, &["health"])).await
+    }
+
+    /// `GET /ready`. A server that is not ready is [`ClientError::Refused`] with 503.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn ready(&self) -> Result<Readiness, ClientError> {
+        self.json(self.request(Method::GET, &["ready"])).await
+    }
+
+    /// `GET /resources`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn resources(&self) -> Result<Resources, ClientError> {
+        self.json(self.request(Method::GET, &["resources"])).await
+    }
+
+    /// `GET /host`: what the host says about itself, for `warren doctor`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn host(&self) -> Result<warren_core::host::HostReport, ClientError> {
+        self.json(self.request(Method::GET, &["host"])).await
+    }
+
+    async fn page<T: serde::de::DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        query: &ListQuery,
+    ) -> Result<Page<T>, ClientError> {
+        let mut pairs: Vec<(&str, String)> = Vec::new();
+        pairs.extend(
+            query
+                .states
+                .iter()
+                .map(|state| ("state", state.to_string())),
+        );
+        pairs.extend(
+            query
+                .labels
+                .iter()
+                .map(|(key, value)| ("labels", format!("{key}={value}"))),
+        );
+        pairs.extend(query.limit.map(|limit| ("limit", limit.to_string())));
+        pairs.extend(query.page_token.clone().map(|token| ("page_token", token)));
+        let request = self.request_with(Method::GET, segments, &pairs);
+        let response = self.send(request.timeout(super::REQUEST_TIMEOUT)).await?;
+        let next = response
+            .headers()
+            .get(NEXT_PAGE)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        let body = self.body(response).await?;
+        Ok(Page {
+            items: error::decode(&body)?,
+            next,
+        })
+    }
+
+    async fn all<T: serde::de::DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        query: &ListQuery,
+    ) -> Result<Vec<T>, ClientError> {
+        let mut query = query.clone();
+        let mut items = Vec::new();
+        loop {
+            let page = self.page(segments, &query).await?;
+            items.extend(page.items);
+            match page.next {
+                Some(next) if query.page_token.as_ref() != Some(&next) => {
+                    query.page_token = Some(next);
+                }
+                _ => return Ok(items),
+            }
+        }
+    }
+
+    /// `GET /instances`: one page.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn instances_page(&self, query: &ListQuery) -> Result<Page<Instance>, ClientError> {
+        self.page(&["instances"], query).await
+    }
+
+    /// `GET /instances`: all pages.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn instances(&self, query: &ListQuery) -> Result<Vec<Instance>, ClientError> {
+        self.all(&["instances"], query).await
+    }
+
+    /// `POST /instances`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn create_instance(
+        &self,
+        request: &CreateInstanceRequest,
+        options: &CreateOptions,
+    ) -> Result<Instance, ClientError> {
+        let mut query = Vec::new();
+        if options.until == UntilReady::Return {
+            query.push(("wait", "none".to_owned()));
+        }
+        let mut call = self.request_with(Method::POST, &["instances"], &query);
+        if let Some(key) = &options.idempotency_key {
+            call = call.header("idempotency-key", key);
+        }
+        self.json_within(call.json(request), LIFECYCLE_TIMEOUT)
+            .await
+    }
+
+    /// `GET /instances/{id}`: by id, name or prefix.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn instance(&self, id: &str) -> Result<Instance, ClientError> {
+        self.json(self.request(Method::GET, &["instances", id]))
+            .await
+    }
+
+    /// `PATCH /instances/{id}`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn update_instance(
+        &self,
+        id: &str,
+        request: &UpdateInstanceRequest,
+    ) -> Result<Instance, ClientError> {
+        self.json(
+            self.request(Method::PATCH, &["instances", id])
+                .json(request),
+        )
+        .await
+    }
+
+    /// `DELETE /instances/{id}`: by id or name. Returns when nothing is left of it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete_instance(&self, id: &str) -> Result<(), ClientError> {
+        self.empty(self.request(Method::DELETE, &["instances", id]))
+            .await
+    }
+
+    /// `POST /instances/{id}/start`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn start_instance(
+        &self,
+        id: &str,
+        request: &StartInstanceRequest,
+    ) -> Result<Instance, ClientError> {
+        self.post(&["instances", id, "start"], request, LIFECYCLE_TIMEOUT)
+            .await
+    }
+
+    /// `POST /instances/{id}/stop`. May take as long as the instance's grace period.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn stop_instance(&self, id: &str) -> Result<Instance, ClientError> {
+        self.json_within(
+            self.request(Method::POST, &["instances", id, "stop"]),
+            Duration::from_secs(3700),
+        )
+        .await
+    }
+
+    /// `POST /instances/{id}/pause`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn pause_instance(&self, id: &str) -> Result<Instance, ClientError> {
+        self.json(self.request(Method::POST, &["instances", id, "pause"]))
+            .await
+    }
+
+    /// `POST /instances/{id}/resume`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn resume_instance(&self, id: &str) -> Result<Instance, ClientError> {
+        self.json(self.request(Method::POST, &["instances", id, "resume"]))
+            .await
+    }
+
+    /// `GET /instances/{id}/wait`: until the state, a final other one, or the time is up.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn wait_for_state(
+        &self,
+        id: &str,
+        state: InstanceState,
+        timeout: Duration,
+    ) -> Result<WaitForStateResponse, ClientError> {
+        let query = [
+            ("state", state.to_string()),
+            ("timeout", format!("{}ms", timeout.as_millis())),
+        ];
+        let request = self.request_with(Method::GET, &["instances", id, "wait"], &query);
+        self.json_within(request, timeout + super::REQUEST_TIMEOUT)
+            .await
+    }
+
+    /// `GET /instances/{id}/stats`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn instance_stats(&self, id: &str) -> Result<InstanceStats, ClientError> {
+        self.json(self.request(Method::GET, &["instances", id, "stats"]))
+            .await
+    }
+
+    /// `GET /instances/{id}/logs`, line by line. Resumes after the last line it gave when the connection breaks.
+    pub fn logs(&self, id: &str, query: LogsQuery) -> TypedStream<LogEntry> {
+        let mut pairs: Vec<(&str, String)> = vec![("format", "json".into())];
+        let source = match query.source {
+            LogSource::Workload => "workload",
+            LogSource::Console => "console",
+            LogSource::Vmm => "vmm",
+        };
+        pairs.push(("source", source.into()));
+        if query.follow == Follow::Yes {
+            pairs.push(("follow", "true".into()));
+        }
+        pairs.extend(query.tail.map(|tail| ("tail", tail.to_string())));
+        let client = self.clone();
+        let id = id.to_owned();
+        TypedStream::new(
+            self.clone(),
+            Kind::Ends,
+            query.after.map(|after| after.to_string()),
+            Box::new(move || client.request_with(Method::GET, &["instances", &id, "logs"], &pairs)),
+            Box::new(|message| match message.event.as_str() {
+                events::PROBLEM => Err(problem(&message.data)),
+                _ => error::decode(message.data.as_bytes()).map(Outcome::Item),
+            }),
+        )
+    }
+
+    /// `GET /events` from now on, or from after the event with the id `after`. Resumes when the connection breaks; never ends by itself.
+    pub fn events(&self, after: Option<u64>) -> TypedStream<EventItem> {
+        let client = self.clone();
+        TypedStream::new(
+            self.clone(),
+            Kind::Endless,
+            after.map(|after| after.to_string()),
+            Box::new(move || client.request(Method::GET, &["events"])),
+            Box::new(|message| match message.event.as_str() {
+                RESET => Ok(Outcome::Item(EventItem::Reset)),
+                events::PROBLEM => Err(problem(&message.data)),
+                _ => {
+                    let event: Event = error::decode(message.data.as_bytes())?;
+                    Ok(Outcome::Item(EventItem::Event {
+                        id: message.id.as_deref().and_then(|id| id.parse().ok()),
+                        event,
+                    }))
+                }
+            }),
+        )
+    }
+
+    /// `GET /images`: one page.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn images_page(&self, query: &ListQuery) -> Result<Page<Image>, ClientError> {
+        self.page(&["images"], query).await
+    }
+
+    /// `GET /images`: all pages.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn images(&self, query: &ListQuery) -> Result<Vec<Image>, ClientError> {
+        self.all(&["images"], query).await
+    }
+
+    /// `GET /images/{id}`: by id, reference, digest or prefix.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn image(&self, id: &str) -> Result<Image, ClientError> {
+        self.json(self.request(Method::GET, &["images", id])).await
+    }
+
+    /// `DELETE /images/{id}`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete_image(&self, id: &str) -> Result<(), ClientError> {
+        self.empty(self.request(Method::DELETE, &["images", id]))
+            .await
+    }
+
+    /// `POST /images`: starts a pull and returns its state at once.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn create_image(&self, request: &CreateImageRequest) -> Result<Image, ClientError> {
+        self.post(&["images"], request, super::REQUEST_TIMEOUT)
+            .await
+    }
+
+    /// `POST /images` with progress. Joins the pull again when the connection breaks; dropping the stream cancels nothing.
+    pub fn pull_image(&self, request: &CreateImageRequest) -> TypedStream<ImageEvent> {
+        let client = self.clone();
+        let request = request.clone();
+        TypedStream::new(
+            self.clone(),
+            Kind::Ends,
+            None,
+            Box::new(move || client.request(Method::POST, &["images"]).json(&request)),
+            Box::new(image_event),
+        )
+    }
+
+    /// `POST /images/load` with progress. A connection that breaks is an error: the upload is not repeated by itself.
+    ///
+    /// # Errors
+    /// [`ClientError::Answer`] when the file cannot be opened.
+    pub async fn load_image(
+        &self,
+        source: &LoadSource,
+    ) -> Result<TypedStream<ImageEvent>, ClientError> {
+        let unreadable = |e: std::io::Error| ClientError::Answer {
+            reason: format!("{} cannot be read: {e}", source.path.display()),
+        };
+        let file = tokio::fs::File::open(&source.path)
+            .await
+            .map_err(unreadable)?;
+        let length = file.metadata().await.map_err(unreadable)?.len();
+        let mut pairs: Vec<(&str, String)> = Vec::new();
+        pairs.extend(source.name.clone().map(|name| ("name", name)));
+        pairs.extend(source.id.clone().map(|id| ("id", id)));
+        let request = self
+            .request_with(Method::POST, &["images", "load"], &pairs)
+            .header("content-type", "application/octet-stream")
+            .header("content-length", length)
+            .body(reqwest::Body::wrap_stream(
+                tokio_util::io::ReaderStream::with_capacity(file, 256 << 10),
+            ));
+        Ok(TypedStream::once(
+            self.clone(),
+            request,
+            Box::new(image_event),
+        ))
+    }
+}
+
+fn problem(data: &str) -> ClientError {
+    match error::decode::<Problem>(data.as_bytes()) {
+        Ok(problem) => ClientError::Refused(Box::new(problem.into())),
+        Err(error) => error,
+    }
+}
+
+fn image_event(message: &crate::sse::Message) -> Result<Outcome<ImageEvent>, ClientError> {
+    match message.event.as_str() {
+        events::PROGRESS => error::decode(message.data.as_bytes())
+            .map(|progress| Outcome::Item(ImageEvent::Progress(progress))),
+        events::IMAGES => error::decode(message.data.as_bytes())
+            .map(|images| Outcome::Last(ImageEvent::Done(images))),
+        events::PROBLEM => Err(problem(&message.data)),
+        // A newer server may say more.
+        _ => Ok(Outcome::Nothing),
+    }
+}
+
+impl Source for RequestBuilder {
+    fn accept_events(self, last_event_id: Option<&str>) -> RequestBuilder {
+        let request = self.header("accept", "text/event-stream");
+        match last_event_id {
+            Some(id) => request.header("last-event-id", id),
+            None => request,
+        }
+    }
+}
