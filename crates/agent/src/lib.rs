@@ -1,1 +1,22 @@
-//! Per host: one actor per instance, adoption after restart, and sweeping of leaks.
+//! The host agent: one actor per instance brings this host closer to what the user wants, step by
+//! recorded step; adopts what runs after a restart; sweeps what belongs to nothing.
+//!
+//! It is handed its adapters as [`Ports`] and knows none of them by name. It offers
+//! [`HostLink`](warren_core::ports::HostLink), the only way in. It never touches the store: what it
+//! must remember is in the directories of its instances, which are the truth about this host.
+
+mod actor;
+mod adopt;
+mod agent;
+mod attach;
+mod bootstrap;
+mod console;
+mod guest_session;
+mod images;
+mod log_store;
+mod record;
+mod status_board;
+mod steps;
+
+pub use agent::{Agent, AgentConfig, AgentLink, Ports};
+pub use record::{HostRecord, RecordError};

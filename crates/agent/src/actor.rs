@@ -1,0 +1,646 @@
+//! One task per instance: look, plan, take the steps, look again. It owns the instance on this host;
+//! others hold an [`InstanceShared`] and change nothing but the wish.
+//!
+//! Level-triggered: a change of intent, a word from the guest, the end of the VMM and a timer all do
+//! the same, which is to wake it up.
+
+use crate::agent::{AgentConfig, Ports};
+use crate::guest_session::{GuestSession, GuestState};
+use crate::log_store::LogStore;
+use crate::record::HostRecord;
+use crate::status_board::StatusBoard;
+use crate::steps::{Effect, INTERRUPTED, StepScope, attachment_spec, disk_path};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use warren_core::error::Failure;
+use warren_core::instance::{Desired, Gone, InstanceIntent, InstanceStatus, NetworkChoice};
+use warren_core::planner::{self, GivenUp, GuestSeen, Plan, RunWish, Seen, Step};
+use warren_core::ports::hypervisor::{HypervisorKind, ProcessIdentity, VmmSeen};
+use warren_core::ports::network::Attachment;
+use warren_core::ports::{Hypervisor, InstanceHome, Presence};
+use warren_core::restart::RestartStatus;
+use warren_core::state::InstanceState;
+use warren_core::{ErrorClass, PortError, Timestamp};
+
+/// Everything is looked at anew this often, whatever has been heard.
+const RESYNC: Duration = Duration::from_secs(60);
+/// A failed step that may work later is tried again this many times before its run is given up.
+const ATTEMPTS: u32 = 4;
+/// The pause before the second attempt; doubled for each further one.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The longest pause between attempts of what is never given up: taking things away.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// What all actors share.
+pub(crate) struct Context {
+    pub(crate) ports: Ports,
+    pub(crate) config: AgentConfig,
+    pub(crate) board: StatusBoard,
+}
+
+/// What others may see and do of one instance.
+pub(crate) struct InstanceShared {
+    pub(crate) home: InstanceHome,
+    pub(crate) wish: watch::Sender<InstanceIntent>,
+    pub(crate) session: watch::Sender<Option<Arc<GuestSession>>>,
+    /// Whether no more output is to come: the run is over and no restart is pending.
+    pub(crate) output_over: watch::Sender<bool>,
+    pub(crate) workload_log: LogStore,
+    pub(crate) console_log: LogStore,
+}
+
+impl InstanceShared {
+    pub(crate) fn new(home: InstanceHome, intent: InstanceIntent) -> std::io::Result<Self> {
+        Ok(InstanceShared {
+            workload_log: LogStore::open(home.directory.join("workload.log"))?,
+            console_log: LogStore::open(home.directory.join("console.log"))?,
+            home,
+            wish: watch::Sender::new(intent),
+            session: watch::Sender::new(None),
+            output_over: watch::Sender::new(false),
+        })
+    }
+}
+
+pub(crate) struct Actor {
+    context: Arc<Context>,
+    shared: Arc<InstanceShared>,
+    wishes: watch::Receiver<InstanceIntent>,
+    record: HostRecord,
+    hypervisor: Arc<dyn Hypervisor>,
+    seen: Seen,
+    session: Option<Arc<GuestSession>>,
+    attachment: Option<Attachment>,
+    image_disk: Option<PathBuf>,
+    failure: Option<Failure>,
+    stopped_at: Option<Timestamp>,
+    /// Consecutive failures of steps, and the time before which none is tried again.
+    failures: u32,
+    not_before: Option<Timestamp>,
+    phases: BTreeMap<String, u64>,
+}
+
+impl Actor {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        shared: Arc<InstanceShared>,
+        record: HostRecord,
+        hypervisor: Arc<dyn Hypervisor>,
+    ) -> Self {
+        let seen = Seen {
+            directory: Presence::Absent,
+            image: Presence::Absent,
+            disk: Presence::Absent,
+            network: Presence::Absent,
+            vmm: VmmSeen::Absent,
+            guest: GuestSeen::Detached,
+            ended: record.ended.clone(),
+            started_at: record.started_at,
+            restart: record.restart,
+            given_up: GivenUp::No,
+        };
+        let mut actor = Actor {
+            wishes: shared.wish.subscribe(),
+            stopped_at: record.ended.as_ref().map(|(_, exit)| exit.at),
+            context,
+            shared,
+            record,
+            hypervisor,
+            seen,
+            session: None,
+            attachment: None,
+            image_disk: None,
+            failure: None,
+            failures: 0,
+            not_before: None,
+            phases: BTreeMap::new(),
+        };
+        actor.recall_given_up();
+        actor
+    }
+
+    fn now(&self) -> Timestamp {
+        self.context.ports.clock.now()
+    }
+
+    fn recall_given_up(&mut self) {
+        match &self.record.given_up {
+            Some((run, failure)) if *run >= self.record.intent.run => {
+                self.seen.given_up = GivenUp::Yes;
+                self.failure = Some(failure.clone());
+            }
+            Some(_) | None => self.seen.given_up = GivenUp::No,
+        }
+    }
+
+    /// Until nothing of the instance is left.
+    pub(crate) async fn run(mut self) {
+        self.observe().await;
+        loop {
+            self.accept_wish();
+            self.hear_guest();
+            let plan = planner::plan(&self.record.intent, &self.seen, self.now());
+            self.publish(&plan);
+            match plan {
+                Plan::Do(steps) => self.take(steps).await,
+                Plan::WaitUntil { at, .. } => self.wait(Some(at)).await,
+                Plan::Settled if self.record.intent.desired == Desired::Deleted => return,
+                Plan::Settled => self.wait(None).await,
+            }
+        }
+    }
+
+    /// Takes over a newer intent. It is on disk before anything is done about it.
+    fn accept_wish(&mut self) {
+        let intent = self.wishes.borrow_and_update().clone();
+        if intent.generation <= self.record.intent.generation {
+            return;
+        }
+        if intent.run > self.record.intent.run || intent.desired != self.record.intent.desired {
+            self.failures = 0;
+            self.not_before = None;
+        }
+        if intent.run > self.record.intent.run {
+            self.failure = None;
+            self.record.restart = RestartStatus::default();
+            self.seen.restart = self.record.restart;
+            self.phases.clear();
+        }
+        self.record.intent = intent;
+        self.recall_given_up();
+        self.write_record();
+    }
+
+    fn write_record(&self) {
+        if self.seen.directory == Presence::Present
+            && let Err(error) = self.record.write(&self.shared.home.directory)
+        {
+            // The store has the wish; the host's copy is brought up to date at the next change.
+            tracing::warn!(instance = %self.record.intent.id, %error, "cannot write the instance's record");
+        }
+    }
+
+    fn hear_guest(&mut self) {
+        let Some(session) = &self.session else { return };
+        match session.state() {
+            GuestState::Waiting | GuestState::Booting => self.seen.guest = GuestSeen::Attached,
+            GuestState::Ready => self.seen.guest = GuestSeen::Ready,
+            GuestState::Exited(report) => {
+                self.seen.guest = GuestSeen::Exited(warren_core::instance::Exit {
+                    code: Some(report.status.shell_code()),
+                    message: report.message,
+                    at: self.now(),
+                });
+            }
+            GuestState::Failed { .. } => self.seen.guest = GuestSeen::Attached,
+            GuestState::Closed(_) => self.drop_session(),
+        }
+    }
+
+    fn drop_session(&mut self) {
+        self.session = None;
+        self.shared.session.send_replace(None);
+        self.seen.guest = GuestSeen::Detached;
+    }
+
+    /// Looks at everything anew: on adoption, after an error, and now and then.
+    async fn observe(&mut self) {
+        let home = self.shared.home.clone();
+        let ports = &self.context.ports;
+        let spec = attachment_spec(&home, &self.record.intent);
+        let disk = disk_path(&home);
+        let (vmm, network, disk, image) = tokio::join!(
+            self.hypervisor.observe(&home),
+            ports.network.observe(&spec),
+            ports.volumes.observe(&disk),
+            ports.images.disk(&self.record.intent.image_digest),
+        );
+        self.seen.directory = if home.directory.is_dir() {
+            Presence::Present
+        } else {
+            Presence::Absent
+        };
+        let unclear = |what: &str, error: PortError| {
+            tracing::warn!(instance = %home.id, %error, "cannot look at the {what}");
+        };
+        match vmm {
+            Ok(vmm) => self.seen.vmm = vmm,
+            Err(error) => unclear("machine", error),
+        }
+        match network {
+            Ok(network) => self.seen.network = network,
+            Err(error) => unclear("network", error),
+        }
+        match disk {
+            Ok(disk) => self.seen.disk = disk,
+            Err(error) => unclear("disk", error),
+        }
+        self.image_disk = image.ok();
+        self.seen.image = if self.image_disk.is_some() {
+            Presence::Present
+        } else {
+            Presence::Absent
+        };
+        if self.attachment.is_none() && self.record.intent.spec.network == NetworkChoice::Default {
+            // The attachment's details are known only to whoever ensures it.
+            let running = matches!(
+                self.seen.vmm,
+                VmmSeen::Running { .. } | VmmSeen::Paused { .. }
+            );
+            let wanted =
+                planner::run_wish(&self.record.intent, &self.seen, self.now()) != RunWish::Rest;
+            if wanted && (running || self.seen.network == Presence::Present) {
+                match ports.network.ensure(&spec).await {
+                    Ok(attachment) => {
+                        self.attachment = Some(attachment);
+                        self.seen.network = Presence::Present;
+                    }
+                    Err(error) => {
+                        unclear("network", error);
+                        self.seen.network = Presence::Absent;
+                    }
+                }
+            }
+        }
+        if !matches!(
+            self.seen.vmm,
+            VmmSeen::Running { .. } | VmmSeen::Paused { .. }
+        ) && !matches!(
+            self.session.as_ref().map(|session| session.state()),
+            Some(GuestState::Exited(_))
+        ) {
+            self.drop_session();
+        }
+    }
+
+    fn process(&self) -> Option<&ProcessIdentity> {
+        match &self.seen.vmm {
+            VmmSeen::Running { process }
+            | VmmSeen::Paused { process }
+            | VmmSeen::ShutDown { process } => Some(process),
+            VmmSeen::Absent | VmmSeen::Dead => None,
+        }
+    }
+
+    async fn take(&mut self, steps: Vec<Step>) {
+        if let Some(at) = self.not_before.take()
+            && at > self.now()
+        {
+            self.wait(Some(at)).await;
+            return;
+        }
+        if steps.contains(&Step::StartVmm) {
+            self.begin_run();
+        }
+        let scope = StepScope {
+            context: &self.context,
+            shared: &self.shared,
+            intent: &self.record.intent,
+            wishes: self.wishes.clone(),
+            record: &self.record,
+            hypervisor: &self.hypervisor,
+            session: self.session.as_ref(),
+            attachment: self.attachment.as_ref(),
+            image_disk: self.image_disk.as_ref(),
+            process: self.process(),
+        };
+        let clock = &self.context.ports.clock;
+        let results = futures::future::join_all(steps.iter().map(|step| {
+            let scope = &scope;
+            async move {
+                let start = clock.monotonic();
+                tracing::debug!(instance = %scope.intent.id, ?step, "step");
+                let result = scope.carry_out(*step).await;
+                (*step, result, clock.monotonic().saturating_sub(start))
+            }
+        }))
+        .await;
+        let mut failed = None;
+        for (step, result, took) in results {
+            match result {
+                Ok(effect) => {
+                    self.note_phase(step, took);
+                    self.apply(effect);
+                }
+                Err(error) => failed = Some((step, error)),
+            }
+        }
+        match failed {
+            Some((step, error)) => self.failed(step, error).await,
+            None => self.failures = 0,
+        }
+    }
+
+    /// What must be on disk before the machine of a (re)start exists.
+    fn begin_run(&mut self) {
+        if let RunWish::Run { attempt } =
+            planner::run_wish(&self.record.intent, &self.seen, self.now())
+        {
+            let again = self
+                .record
+                .ended
+                .as_ref()
+                .is_some_and(|(run, _)| *run >= self.record.intent.run);
+            if again {
+                self.record.restart.attempts = attempt;
+                self.record.restart.last_attempt_at = Some(self.now());
+            }
+            self.record.restart.next_attempt_at = None;
+            self.record.ended = None;
+            self.record.started_at = None;
+            self.seen.ended = None;
+            self.seen.started_at = None;
+            self.seen.restart = self.record.restart;
+            self.write_record();
+        }
+    }
+
+    fn note_phase(&mut self, step: Step, took: Duration) {
+        let name = match step {
+            Step::RecordIntent => "record",
+            Step::EnsureImage => "image",
+            Step::EnsureDisk => "disk",
+            Step::EnsureNetwork => "network",
+            Step::StartVmm => "vmm",
+            Step::AttachGuest => "kernel",
+            Step::BootGuest => "guest",
+            Step::Pause
+            | Step::Resume
+            | Step::ShutDownGuest
+            | Step::RecordExit
+            | Step::DestroyVmm
+            | Step::ReleaseNetwork
+            | Step::RemoveDisk
+            | Step::RemoveDirectory => return,
+        };
+        self.phases.insert(
+            name.to_owned(),
+            u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        );
+    }
+
+    fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Recorded => self.seen.directory = Presence::Present,
+            Effect::Image(path) => {
+                self.image_disk = Some(path);
+                self.seen.image = Presence::Present;
+            }
+            Effect::Disk => self.seen.disk = Presence::Present,
+            Effect::Network(attachment) => {
+                self.attachment = Some(*attachment);
+                self.seen.network = Presence::Present;
+            }
+            Effect::Started(process) => {
+                self.shared.output_over.send_replace(false);
+                self.seen.vmm = VmmSeen::Running { process };
+                self.seen.guest = GuestSeen::Detached;
+            }
+            Effect::Attached(session) => {
+                if session.state() == GuestState::Ready && self.record.started_at.is_none() {
+                    self.note_ready(self.now());
+                }
+                self.shared.session.send_replace(Some(Arc::clone(&session)));
+                self.session = Some(session);
+                self.hear_guest();
+            }
+            Effect::Ready(at) => {
+                self.note_ready(at);
+                self.hear_guest();
+            }
+            Effect::Paused => {
+                if let Some(process) = self.process().cloned() {
+                    self.seen.vmm = VmmSeen::Paused { process };
+                }
+            }
+            Effect::Resumed => {
+                if let Some(process) = self.process().cloned() {
+                    self.seen.vmm = VmmSeen::Running { process };
+                }
+            }
+            Effect::ShutDown => {
+                self.hear_guest();
+                if !matches!(self.seen.guest, GuestSeen::Exited(_)) {
+                    self.drop_session();
+                }
+            }
+            Effect::Ended(exit) => {
+                self.record.ended = Some((self.record.intent.run, exit.clone()));
+                self.seen.ended = self.record.ended.clone();
+                self.stopped_at = Some(exit.at);
+                if exit.code.is_none() && self.record.started_at.is_none() && self.failure.is_none()
+                {
+                    self.failure = Some(Failure {
+                        class: ErrorClass::Retry,
+                        code: "machine_ended".to_owned(),
+                        message: "the machine ended before it was ready: see its console with warren logs --source console"
+                            .to_owned(),
+                    });
+                }
+                self.drop_session();
+            }
+            Effect::Destroyed => {
+                self.drop_session();
+                self.seen.vmm = VmmSeen::Absent;
+                self.stopped_at
+                    .get_or_insert(self.context.ports.clock.now());
+            }
+            Effect::Released => {
+                self.attachment = None;
+                self.seen.network = Presence::Absent;
+            }
+            Effect::DiskRemoved => self.seen.disk = Presence::Absent,
+            Effect::DirectoryRemoved => self.seen.directory = Presence::Absent,
+        }
+    }
+
+    fn note_ready(&mut self, at: Timestamp) {
+        self.record.started_at = Some(at);
+        self.seen.started_at = Some(at);
+        self.stopped_at = None;
+        self.failure = None;
+        self.write_record();
+    }
+
+    async fn failed(&mut self, step: Step, error: PortError) {
+        if error.code != INTERRUPTED {
+            let cause = std::error::Error::source(&error)
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            tracing::warn!(instance = %self.record.intent.id, ?step, code = error.code, %error, cause, "step failed");
+            self.failures += 1;
+            let taking_away = matches!(
+                step,
+                Step::DestroyVmm
+                    | Step::ReleaseNetwork
+                    | Step::RemoveDisk
+                    | Step::RemoveDirectory
+                    | Step::RecordExit
+            );
+            // A guest that was ready once is never given up for a lost session.
+            let ran = self.record.started_at.is_some();
+            let hopeless = error.class != ErrorClass::Retry || self.failures >= ATTEMPTS;
+            let ended = error.code == "machine_ended";
+            if !taking_away && !ran && hopeless && !ended {
+                self.give_up(&error);
+            } else if !ended {
+                self.failure = Some(Failure::from(&error));
+                let pause = RETRY_PAUSE
+                    .saturating_mul(1 << self.failures.min(16))
+                    .min(LONGEST_PAUSE);
+                self.not_before = Some(self.now() + pause);
+            }
+        }
+        self.observe().await;
+    }
+
+    fn give_up(&mut self, error: &PortError) {
+        let failure = Failure::from(error);
+        self.record.given_up = Some((self.record.intent.run, failure.clone()));
+        self.seen.given_up = GivenUp::Yes;
+        self.failure = Some(failure);
+        self.failures = 0;
+        self.stopped_at = Some(self.now());
+        self.write_record();
+    }
+
+    /// Until something happens, or `until`.
+    async fn wait(&mut self, until: Option<Timestamp>) {
+        let now = self.now();
+        let pause = until.map_or(RESYNC, |at| {
+            Duration::try_from(at - now)
+                .unwrap_or(Duration::ZERO)
+                .clamp(Duration::from_millis(1), RESYNC)
+        });
+        let clock = Arc::clone(&self.context.ports.clock);
+        let mut guest = self.session.as_ref().map(|session| session.watch());
+        let guest_speaks = async {
+            match &mut guest {
+                // An end of the sender is the end of the session, which is a change too.
+                Some(guest) => drop(guest.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        let lives = self.process().is_some();
+        let machine_ends = async {
+            match lives {
+                true => drop(self.hypervisor.wait_exit(&self.shared.home).await),
+                false => std::future::pending().await,
+            }
+        };
+        enum Woken {
+            ByWish,
+            ByGuest,
+            ByMachine,
+            ByTime,
+        }
+        let woken = tokio::select! {
+            changed = self.wishes.changed() => {
+                if changed.is_err() { Woken::ByTime } else { Woken::ByWish }
+            }
+            () = guest_speaks => Woken::ByGuest,
+            () = machine_ends => Woken::ByMachine,
+            () = clock.sleep(pause) => Woken::ByTime,
+        };
+        match woken {
+            Woken::ByWish | Woken::ByGuest => {}
+            Woken::ByTime if until.is_some() => {}
+            Woken::ByMachine | Woken::ByTime => self.observe().await,
+        }
+    }
+
+    fn state(&self, wish: RunWish) -> InstanceState {
+        let since = self
+            .record
+            .started_at
+            .unwrap_or(self.record.intent.created_at);
+        match &self.seen.vmm {
+            VmmSeen::Absent | VmmSeen::Dead => match wish {
+                RunWish::Run { .. } if self.record.intent.desired != Desired::Deleted => {
+                    InstanceState::Created
+                }
+                RunWish::Run { .. } | RunWish::Wait { .. } | RunWish::Rest => {
+                    InstanceState::Stopped
+                }
+            },
+            VmmSeen::ShutDown { process } => InstanceState::Shutdown {
+                vmm: process.clone(),
+            },
+            VmmSeen::Paused { process } => InstanceState::Paused {
+                vmm: process.clone(),
+                since,
+            },
+            VmmSeen::Running { process } => match &self.seen.guest {
+                GuestSeen::Exited(_) => InstanceState::Shutdown {
+                    vmm: process.clone(),
+                },
+                GuestSeen::Ready => InstanceState::Running {
+                    vmm: process.clone(),
+                    since,
+                },
+                GuestSeen::Detached | GuestSeen::Attached if self.seen.ended.is_some() => {
+                    InstanceState::Shutdown {
+                        vmm: process.clone(),
+                    }
+                }
+                GuestSeen::Detached | GuestSeen::Attached if self.record.started_at.is_some() => {
+                    InstanceState::Running {
+                        vmm: process.clone(),
+                        since,
+                    }
+                }
+                GuestSeen::Detached | GuestSeen::Attached => InstanceState::Initializing {
+                    vmm: process.clone(),
+                    since,
+                },
+            },
+        }
+    }
+
+    fn publish(&mut self, plan: &Plan) {
+        let wish = planner::run_wish(&self.record.intent, &self.seen, self.now());
+        self.record.restart.next_attempt_at = match wish {
+            RunWish::Wait { at, .. } => Some(at),
+            RunWish::Run { .. } | RunWish::Rest => None,
+        };
+        let intent = &self.record.intent;
+        let deleted = intent.desired == Desired::Deleted;
+        let gone = if deleted && *plan == Plan::Settled {
+            Gone::Yes
+        } else {
+            Gone::No
+        };
+        let over =
+            wish == RunWish::Rest && matches!(self.seen.vmm, VmmSeen::Absent | VmmSeen::Dead);
+        self.shared
+            .output_over
+            .send_if_modified(|seen| std::mem::replace(seen, over) != over);
+        let kind: Option<HypervisorKind> = Some(self.record.hypervisor);
+        self.context.board.publish(InstanceStatus {
+            id: intent.id.clone(),
+            generation: intent.generation,
+            state: self.state(wish),
+            failure: self.failure.clone(),
+            run: intent.run,
+            started_at: self.record.started_at,
+            stopped_at: self.stopped_at,
+            exit: self.record.ended.as_ref().map(|(_, exit)| exit.clone()),
+            restart: self.record.restart,
+            hypervisor: kind,
+            address: self
+                .attachment
+                .as_ref()
+                .map(|attachment| attachment.guest.address.addr())
+                .or(intent.address),
+            mac: self
+                .attachment
+                .as_ref()
+                .map(|attachment| attachment.guest.mac.to_string()),
+            phases: self.phases.clone(),
+            gone,
+        });
+    }
+}

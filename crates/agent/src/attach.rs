@@ -1,0 +1,173 @@
+//! Being connected to a workload itself: its raw output as it comes, with the last of it replayed to
+//! whoever comes late, and a way to its standard input.
+
+use crate::guest_session::{GuestSession, GuestState, guest_error};
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::broadcast;
+use warren_core::PortError;
+use warren_core::ports::host_link::{ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream};
+use warren_guest::client::ExecWriter;
+use warren_guest::protocol::{self, Terminal};
+
+/// Output replayed to whoever attaches.
+const REPLAY: usize = 64 << 10;
+/// Pieces an attached reader may be behind before it loses some.
+const BACKLOG: usize = 1024;
+
+type Piece = (OutputStream, Bytes);
+
+/// The workload's output as it comes.
+#[derive(Clone)]
+pub(crate) struct OutputTap {
+    recent: Arc<Mutex<(VecDeque<Piece>, usize)>>,
+    live: broadcast::Sender<Piece>,
+}
+
+impl OutputTap {
+    pub(crate) fn new() -> Self {
+        OutputTap {
+            recent: Arc::default(),
+            live: broadcast::Sender::new(BACKLOG),
+        }
+    }
+
+    pub(crate) fn push(&self, stream: OutputStream, data: Bytes) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.1 += data.len();
+        recent.0.push_back((stream, data.clone()));
+        while recent.1 > REPLAY && recent.0.len() > 1 {
+            let dropped = recent.0.pop_front().map_or(0, |(_, data)| data.len());
+            recent.1 -= dropped;
+        }
+        // Nobody attached is the usual case.
+        let _ = self.live.send((stream, data));
+    }
+
+    fn subscribe(&self) -> (VecDeque<Piece>, broadcast::Receiver<Piece>) {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        (recent.0.clone(), self.live.subscribe())
+    }
+}
+
+/// Connects to the workload of `session`.
+pub(crate) async fn attach(
+    session: Arc<GuestSession>,
+    terminal: Option<(u16, u16)>,
+) -> Result<ExecSession, PortError> {
+    let mut input = session.client.workload_input().await.map_err(guest_error)?;
+    if let Some((rows, cols)) = terminal {
+        input
+            .resize(Terminal { rows, cols })
+            .await
+            .map_err(guest_error)?;
+    }
+    let (recent, live) = session.output.subscribe();
+    let output = futures::stream::unfold(
+        (session, recent, live, false),
+        |(session, mut recent, mut live, ended)| async move {
+            if ended {
+                return None;
+            }
+            if let Some((stream, data)) = recent.pop_front() {
+                return Some((
+                    Ok(ExecOutput::Data(stream, data)),
+                    (session, recent, live, false),
+                ));
+            }
+            loop {
+                let over = async {
+                    let state = session
+                        .wait_for(|state| matches!(state, GuestState::Exited(_)))
+                        .await;
+                    session.logs_complete().await;
+                    state
+                };
+                tokio::select! {
+                    biased;
+                    piece = live.recv() => match piece {
+                        Ok((stream, data)) => return Some((Ok(ExecOutput::Data(stream, data)), (session, recent, live, false))),
+                        Err(broadcast::error::RecvError::Lagged(_)) => {}
+                        Err(broadcast::error::RecvError::Closed) => return None,
+                    },
+                    state = over => {
+                        // The end may have been announced before the last pieces were taken from the queue.
+                        if let Ok((stream, data)) = live.try_recv() {
+                            return Some((Ok(ExecOutput::Data(stream, data)), (session, recent, live, false)));
+                        }
+                        let last = match state {
+                            GuestState::Exited(report) => Ok(ExecOutput::Exited { code: report.status.shell_code(), message: report.message }),
+                            _ => Err(PortError::retry("guest_unreachable", "the connection to the workload was lost")),
+                        };
+                        return Some((last, (session, recent, live, true)));
+                    }
+                }
+            }
+        },
+    );
+    Ok(ExecSession {
+        input: Box::new(GuestInput(input)),
+        output: Box::pin(output),
+    })
+}
+
+/// Runs a command in the guest of `session`.
+pub(crate) async fn exec(
+    session: &GuestSession,
+    request: protocol::ExecRequest,
+) -> Result<ExecSession, PortError> {
+    let handle = session.client.exec(request).await.map_err(guest_error)?;
+    let output = futures::stream::unfold(Some(handle.output), |reader| async move {
+        let mut reader = reader?;
+        match reader.next().await {
+            Ok(Some(protocol::ExecOutput::Stdout(data))) => Some((
+                Ok(ExecOutput::Data(OutputStream::Stdout, data)),
+                Some(reader),
+            )),
+            Ok(Some(protocol::ExecOutput::Stderr(data))) => Some((
+                Ok(ExecOutput::Data(OutputStream::Stderr, data)),
+                Some(reader),
+            )),
+            Ok(Some(protocol::ExecOutput::Exited(report))) => {
+                let code = report.status.shell_code();
+                Some((
+                    Ok(ExecOutput::Exited {
+                        code,
+                        message: report.message,
+                    }),
+                    None,
+                ))
+            }
+            Ok(None) => None,
+            Err(error) => Some((Err(guest_error(error)), None)),
+        }
+    });
+    Ok(ExecSession {
+        input: Box::new(GuestInput(handle.input)),
+        output: Box::pin(output),
+    })
+}
+
+struct GuestInput(ExecWriter);
+
+#[async_trait]
+impl ExecSink for GuestInput {
+    async fn send(&mut self, input: ExecInput) -> Result<(), PortError> {
+        let sent = match input {
+            ExecInput::Stdin(data) => self.0.stdin(&data).await,
+            ExecInput::CloseStdin => self.0.close_stdin().await,
+            ExecInput::Resize { rows, columns } => {
+                self.0
+                    .resize(Terminal {
+                        rows,
+                        cols: columns,
+                    })
+                    .await
+            }
+            ExecInput::Signal(signal) => self.0.signal(signal).await,
+        };
+        sent.map_err(guest_error)
+    }
+}

@@ -1,0 +1,90 @@
+//! The image side of the host: imports as cancellable streams of progress.
+
+use async_trait::async_trait;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use warren_core::PortError;
+use warren_core::image::ImageRecord;
+use warren_core::ports::host_link::{HostImages, ImageImport, ImageUpdate};
+use warren_core::ports::images::ProgressSink;
+use warren_core::ports::{BoxStream, Images};
+
+/// Progress a reader may be behind before it loses some; results are never lost.
+const BACKLOG: usize = 256;
+
+pub(crate) struct AgentImages {
+    images: Arc<dyn Images>,
+}
+
+impl AgentImages {
+    pub(crate) fn new(images: Arc<dyn Images>) -> Self {
+        AgentImages { images }
+    }
+}
+
+/// Ends the import when its stream is dropped.
+struct Import {
+    updates: mpsc::Receiver<ImageUpdate>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Import {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[async_trait]
+impl HostImages for AgentImages {
+    async fn import(&self, import: ImageImport) -> Result<BoxStream<ImageUpdate>, PortError> {
+        let (sender, updates) = mpsc::channel(BACKLOG);
+        let images = Arc::clone(&self.images);
+        let progress_sender = sender.clone();
+        let progress: ProgressSink = Arc::new(move |progress| {
+            // A slow reader misses steps, never the result.
+            let _ = progress_sender.try_send(ImageUpdate::Progress(progress));
+        });
+        let task = tokio::spawn(async move {
+            let result = match import {
+                ImageImport::Pull(request) => images
+                    .pull(request, progress)
+                    .await
+                    .map(|record| vec![record]),
+                ImageImport::Load(request) => images.load(request, progress).await,
+            };
+            let _ = sender.send(ImageUpdate::Done(result)).await;
+        });
+        let import = Import { updates, task };
+        Ok(Box::pin(futures::stream::unfold(
+            import,
+            |mut import| async move { import.updates.recv().await.map(|update| (update, import)) },
+        )))
+    }
+
+    async fn list(&self) -> Result<Vec<ImageRecord>, PortError> {
+        self.images.list().await
+    }
+
+    async fn find(&self, wanted: &str) -> Result<Option<ImageRecord>, PortError> {
+        self.images.find(wanted).await
+    }
+
+    async fn remove(&self, id: &str, in_use: &[String]) -> Result<(), PortError> {
+        let records = self.images.list().await?;
+        if let Some(record) = records.iter().find(|record| record.id == id) {
+            let last = records
+                .iter()
+                .filter(|other| other.digest == record.digest)
+                .count()
+                == 1;
+            if last && in_use.contains(&record.digest) {
+                return Err(PortError::conflict(
+                    "image_in_use",
+                    format!("image {} is used by an instance", record.name),
+                )
+                .with_hint("remove the instances that use it first"));
+            }
+        }
+        self.images.remove(id, in_use).await
+    }
+}
