@@ -143,7 +143,7 @@ fn body(rules: &RuleSet) -> String {
 \t\tmeta nfproto ipv4 fib daddr type local dnat ip to tcp dport map @tcp_to_guest
 \t\tmeta nfproto ipv4 fib daddr type local dnat ip to udp dport map @udp_to_guest
 \t}}
-\tchain masquerade {{
+\tchain outward {{
 \t\ttype nat hook postrouting priority 100; policy accept;
 \t\tip saddr {guests} oifname != \"{bridge}\" masquerade
 \t}}

@@ -1,1 +1,12 @@
 //! Bridges, TAPs, addresses, nftables, DNS, published ports.
+//!
+//! Two implementations of `warren_core::ports::Network`: [`BridgeNetwork`] for a host with privileges and
+//! [`UserNetwork`] for one without. Every privileged effect goes through a `warren_helper::Helper`; nothing here
+//! runs `nft` or opens a device. Called by the agent, through the port.
+
+mod bridge;
+mod dns;
+mod error;
+mod publish;
+
+pub use bridge::{BridgeConfig, BridgeNetwork};
