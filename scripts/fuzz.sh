@@ -1,0 +1,31 @@
+# shellcheck shell=bash
+# ./dev fuzz: one fuzz target for a while. Nightly's sanitizer flags are unlocked on the stable toolchain, so that
+# no second toolchain is needed.
+
+fuzz_targets() {
+    [ -d "$ROOT/fuzz/fuzz_targets" ] || return 0
+    find "$ROOT/fuzz/fuzz_targets" -maxdepth 1 -name '*.rs' -printf '%f\n' | sed 's/\.rs$//' | sort
+}
+
+fuzz_help() {
+    cat <<'EOT'
+./dev fuzz TARGET [SECONDS]: fuzz one decoder (20 seconds, or as long as you say)
+
+The corpus grows in fuzz/corpus/TARGET; an input that crashes is kept in fuzz/artifacts/TARGET.
+EOT
+    printf 'Targets: %s\n' "$(fuzz_targets | paste -sd' ' | sed 's/^$/none yet: there is no fuzz\/fuzz_targets/')"
+}
+
+cmd_fuzz() {
+    case ${1:-} in
+    -h | --help) fuzz_help && return ;;
+    '') fuzz_help >&2 && die "name a target" ;;
+    esac
+    local target=$1 seconds=${2:-20}
+    fuzz_targets | grep -qxF -- "$target" || die "there is no fuzz target '$target'; there are: $(fuzz_targets | paste -sd' ')"
+    install_missing c++=g++
+    ensure_rust
+    ensure_cargo_tool cargo-fuzz
+    RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir "$ROOT/fuzz" "$target" -- \
+        -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10
+}

@@ -1,0 +1,214 @@
+# shellcheck shell=bash
+# ./dev test: every check that fits into half an hour. All steps run, whatever fails; the last line has the counts.
+
+test_help() {
+    cat <<'EOT'
+./dev test: everything that can be checked in half an hour
+
+Installs what tests need, then runs, whatever fails on the way: formatting, lints, the release build, all
+tests (cargo nextest, doc tests, the suites in tests/suites/), a short run of each fuzz target, the
+dependency rules (cargo deny), shellcheck and the limit on file length. Ends with a table, every skip with its reason, and
+counts. The exit status is 0 only if nothing failed.
+
+  ./dev test             all steps
+  ./dev test STEP…       only these: fmt clippy build test doc suites fuzz deny scripts length
+
+A suite is an executable tests/suites/*.sh. It may print lines "PASS name", "FAIL name" and "SKIP name: reason", which are
+counted one by one; without PASS or FAIL it counts as one. Rust tests that cannot run on this machine
+append "name: reason" to the file that WARREN_SKIP_FILE names. Output is kept in .dev/test/.
+EOT
+}
+
+TEST_STEPS=(fmt clippy build test doc suites fuzz deny scripts length)
+
+cmd_test() {
+    case ${1:-} in -h | --help) test_help && return ;; esac
+    local step chosen=("$@") name
+    for name in "$@"; do
+        [[ " ${TEST_STEPS[*]} " == *" $name "* ]] || die "there is no step '$name' (there are: ${TEST_STEPS[*]})"
+    done
+    [ $# -gt 0 ] || chosen=("${TEST_STEPS[@]}")
+
+    TEST_OUT=$ROOT/.dev/test
+    rm -rf "$TEST_OUT"
+    mkdir -p "$TEST_OUT"
+    export WARREN_SKIP_FILE=$TEST_OUT/skips WARREN_BIN=$ROOT/target/release/warren
+    : >"$WARREN_SKIP_FILE"
+    : >"$TEST_OUT/results"
+    # Tests start servers and guests of their own; what the caller has set up for another one must not leak in.
+    unset WARREN_SERVER DATA_DIR PORT JWT_SECRET
+
+    trap 'exit 130' INT TERM
+    install_for_test
+    ensure_kernel
+    for step in "${chosen[@]}"; do
+        test_step "$step"
+    done
+    test_summary
+}
+
+# test_step NAME: runs step_NAME with its output to the terminal and to a log, and records one line
+# "name<TAB>result<TAB>seconds<TAB>passed<TAB>failed". A step may write its own counts to $TEST_OUT/NAME.counts.
+test_step() {
+    local name=$1 started=$SECONDS result=ok passed failed
+    say "$name"
+    # In a subshell without errexit being switched off by a condition: the status comes through PIPESTATUS.
+    set +e
+    (
+        set -e
+        "step_$name"
+    ) 2>&1 | tee "$TEST_OUT/$name.log"
+    [ "${PIPESTATUS[0]}" -eq 0 ] || result=FAILED
+    set -e
+    grep -hE '^SKIP [^:]+: ' "$TEST_OUT/$name.log" | sed 's/^SKIP //' >>"$WARREN_SKIP_FILE" || true
+    if [ -e "$TEST_OUT/$name.counts" ]; then
+        read -r passed failed <"$TEST_OUT/$name.counts"
+        # A step that failed without a failed test (it did not compile, it was killed) is a failure all the same.
+        [ "$result" = ok ] || [ "$failed" -gt 0 ] || failed=1
+    elif [ "$result" = ok ]; then
+        passed=1 failed=0
+    else
+        passed=0 failed=1
+    fi
+    [ "$failed" -eq 0 ] || result=FAILED
+    printf '%s\t%s\t%s\t%s\t%s\n' "$name" "$result" $((SECONDS - started)) "$passed" "$failed" >>"$TEST_OUT/results"
+}
+
+step_fmt() { cargo fmt --all --check; }
+
+step_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+
+step_build() { cargo build --release --locked; }
+
+step_test() {
+    local status=0 junit=$ROOT/target/nextest/default/junit.xml
+    rm -f "$junit"
+    cargo nextest run --workspace --locked || status=$?
+    [ -e "$junit" ] || return 1
+    "$ROOT/scripts/count-tests" "$junit" "$WARREN_SKIP_FILE" >"$TEST_OUT/test.counts"
+    return "$status"
+}
+
+step_doc() {
+    local status=0
+    cargo test --doc --workspace --locked >"$TEST_OUT/doc.out" 2>&1 || status=$?
+    cat "$TEST_OUT/doc.out"
+    awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0, failed + 0 }' \
+        "$TEST_OUT/doc.out" >"$TEST_OUT/doc.counts"
+    return "$status"
+}
+
+step_suites() {
+    local suite name status passed=0 failed=0 all=0
+    for suite in tests/suites/*.sh; do
+        [ -x "$suite" ] || continue
+        name=$(basename "$suite" .sh) status=0
+        say "suite $name"
+        "$suite" >"$TEST_OUT/suite-$name.log" 2>&1 || status=$?
+        cat "$TEST_OUT/suite-$name.log"
+        local ok bad skipped
+        ok=$(grep -c '^PASS ' "$TEST_OUT/suite-$name.log" || true)
+        bad=$(grep -c '^FAIL ' "$TEST_OUT/suite-$name.log" || true)
+        skipped=$(grep -cE '^SKIP [^:]+: ' "$TEST_OUT/suite-$name.log" || true)
+        if [ "$status" -ne 0 ]; then
+            [ "$bad" -gt 0 ] || { bad=1 && printf 'suite %s ended with status %s\n' "$name" "$status"; }
+            all=1
+        elif [ "$ok" -eq 0 ] && [ "$bad" -eq 0 ] && [ "$skipped" -eq 0 ]; then
+            ok=1
+        fi
+        passed=$((passed + ok)) failed=$((failed + bad))
+    done
+    printf '%s %s\n' "$passed" "$failed" >"$TEST_OUT/suites.counts"
+    return "$all"
+}
+
+step_fuzz() {
+    local target passed=0 failed=0
+    if [ -e fuzz/Cargo.toml ]; then
+        # shellcheck source=scripts/fuzz.sh
+        . "$ROOT/scripts/fuzz.sh"
+        for target in $(fuzz_targets); do
+            if cmd_fuzz "$target" 20; then
+                passed=$((passed + 1))
+            else
+                failed=$((failed + 1))
+                printf 'fuzz target %s failed\n' "$target"
+            fi
+        done
+    fi
+    printf '%s %s\n' "$passed" "$failed" >"$TEST_OUT/fuzz.counts"
+    [ "$failed" -eq 0 ]
+}
+
+step_deny() {
+    # The tool is built here and not at the start: minutes, once per machine, in which tests could have failed.
+    ensure_cargo_tool cargo-deny
+    cargo deny --locked check bans licenses sources
+    # Vulnerability reports come from a git repository that not every machine can reach.
+    if timeout 120 cargo deny --locked fetch db >"$TEST_OUT/deny-fetch.log" 2>&1; then
+        cargo deny --locked check --disable-fetch advisories
+    else
+        printf 'SKIP deny-advisories: the advisory database could not be fetched (%s)\n' \
+            "$(grep -m1 -iE 'error|failed' "$TEST_OUT/deny-fetch.log" | tr -d '\n' | cut -c1-120 || true)"
+    fi
+}
+
+step_scripts() {
+    if ! have shellcheck; then
+        printf 'SKIP shellcheck: it is not installed\n'
+        return
+    fi
+    local files
+    mapfile -t files < <(git ls-files -co --exclude-standard -- dev start.sh .ci scripts tests '*.sh' | sort -u |
+        while read -r file; do
+            case $(head -n2 "$file" 2>/dev/null | tr '\n' ' ') in
+            '#!'*sh\ * | *'shellcheck shell='*) printf '%s\n' "$file" ;;
+            esac
+        done)
+    shellcheck -x "${files[@]}"
+}
+
+step_length() {
+    local long
+    long=$(git ls-files -co --exclude-standard -- '*.rs' '*.ts' '*.tsx' '*.js' '*.css' '*.html' '*.proto' '*.sh' '*.py' scripts dev |
+        grep -vE '(^|/)(vendor|vendored|third_party)/' | while read -r file; do
+        [ ! -f "$file" ] || printf '%s %s\n' "$(wc -l <"$file")" "$file"
+    done | awk '$1 > 1000')
+    [ -z "$long" ] || {
+        printf 'longer than 1,000 lines:\n%s\n' "$long"
+        return 1
+    }
+}
+
+test_summary() {
+    local passed failed skipped
+    sort -u -o "$WARREN_SKIP_FILE" "$WARREN_SKIP_FILE"
+    skipped=$(grep -c . "$WARREN_SKIP_FILE" || true)
+    passed=$(awk -F'\t' '{ n += $4 } END { print n + 0 }' "$TEST_OUT/results")
+    failed=$(awk -F'\t' '{ n += $5 } END { print n + 0 }' "$TEST_OUT/results")
+
+    printf '\n%-10s %-8s %8s %8s %8s\n' step result seconds passed failed
+    awk -F'\t' '{ printf "%-10s %-8s %8d %8d %8d\n", $1, $2, $3, $4, $5 }' "$TEST_OUT/results"
+    if [ "$skipped" -gt 0 ]; then
+        printf '\nskipped:\n'
+        sed 's/^/  /' "$WARREN_SKIP_FILE"
+    fi
+    printf '\nlogs: %s\n%d passed, %d failed, %d skipped\n' "$TEST_OUT" "$passed" "$failed" "$skipped"
+    [ "$failed" -eq 0 ]
+}
+
+# ensure_schemathesis: prints the path of the API tester, kept in a virtual environment in the cache. For suites:
+# they source base.sh and this file.
+ensure_schemathesis() {
+    local venv
+    venv=$(tools_dir)/schemathesis
+    if [ ! -x "$venv/bin/schemathesis" ]; then
+        rm -rf "$venv"
+        mkdir -p "$(tools_dir)"
+        { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check schemathesis; } >&2 || {
+            rm -rf "$venv"
+            return 1
+        }
+    fi
+    printf '%s\n' "$venv/bin/schemathesis"
+}
