@@ -316,7 +316,7 @@ impl GuestClient {
         .await
     }
 
-    /// Signals the workload's process group.
+    /// Signals the workload's main process.
     pub async fn signal(&self, signal: i32) -> Result<(), ClientError> {
         self.request("signal", &ControlRequest::Signal { signal })
             .await

@@ -252,7 +252,7 @@ pub enum ControlRequest {
         /// How long the workload may take.
         grace_millis: u64,
     },
-    /// Signal the workload's process group, and nothing else.
+    /// Signal the workload's main process, and nothing else.
     Signal {
         /// Signal number.
         signal: i32,

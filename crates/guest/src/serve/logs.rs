@@ -105,6 +105,12 @@ impl LogStore {
         self.changed();
     }
 
+    /// The last sequence number given out.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.lock().last
+    }
+
     /// Reads along from a sequence number.
     pub fn subscribe(&self, from: u64) -> Subscription<'_> {
         let mut inner = self.lock();

@@ -34,7 +34,7 @@ pub trait Machine: Send + Sync + 'static {
     fn boot(self: Arc<Self>, config: BootConfig);
     /// Signal the workload and, when the grace is over, kill it; without one, power off.
     fn shutdown(self: Arc<Self>, signal: Option<i32>, grace_millis: u64);
-    /// Signal the workload's process group.
+    /// Signal the workload's main process.
     fn signal(&self, signal: i32);
     /// The host has the exit status: power off.
     fn exit_acknowledged(&self);

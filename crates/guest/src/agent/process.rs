@@ -1,0 +1,428 @@
+//! Starts processes as an image or an exec wants them, and moves bytes in and out of them.
+#![expect(
+    unsafe_code,
+    reason = "between fork and exec only plain system calls may be made"
+)]
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use super::reaper::Reaper;
+use super::users::User;
+use crate::protocol::{ExitReport, ExitStatus, Terminal};
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// A command whose host has gone has this long after SIGHUP.
+const HANG_UP_GRACE: Duration = Duration::from_secs(5);
+
+/// Where standard input comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Input {
+    Null,
+    Pipe,
+}
+
+/// What a process is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Connection {
+    Pipes(Input),
+    Terminal(Terminal),
+}
+
+/// A process to be.
+#[derive(Debug)]
+pub(super) struct Launch<'a> {
+    pub(super) command: &'a [String],
+    pub(super) env: Vec<(String, String)>,
+    pub(super) working_dir: &'a str,
+    pub(super) user: &'a User,
+    pub(super) connection: Connection,
+}
+
+/// A running process, leader of its own session. Dropping it hangs up on its process group.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) pid: i32,
+    pub(super) stdin: Option<Pipe>,
+    pub(super) stdout: Pipe,
+    pub(super) stderr: Option<Pipe>,
+    pub(super) control: Control,
+    exit: Option<oneshot::Receiver<ExitStatus>>,
+}
+
+/// Terminal size and end of input for a process on a terminal.
+#[derive(Debug, Clone)]
+pub(super) struct Control {
+    terminal: Option<Pipe>,
+}
+
+impl Control {
+    /// Sets the terminal's size, if there is a terminal.
+    pub(super) fn resize(&self, terminal: Terminal) {
+        if let Some(pipe) = &self.terminal {
+            let _ = tcsetwinsize(pipe.0.get_ref(), winsize(terminal));
+        }
+    }
+}
+
+fn winsize(terminal: Terminal) -> Winsize {
+    Winsize {
+        ws_row: terminal.rows,
+        ws_col: terminal.cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
+/// The environment of a process: what was given, and values for what every program expects.
+pub(super) fn environment(
+    layers: &[&[(String, String)]],
+    user: &User,
+    hostname: &str,
+    connection: Connection,
+) -> Vec<(String, String)> {
+    let mut env: Vec<(String, String)> = vec![
+        ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
+        ("HOME".to_owned(), user.home.clone()),
+        ("HOSTNAME".to_owned(), hostname.to_owned()),
+    ];
+    if matches!(connection, Connection::Terminal(_)) {
+        env.push(("TERM".to_owned(), "xterm-256color".to_owned()));
+    }
+    for (name, value) in layers.iter().copied().flatten() {
+        env.retain(|(present, _)| present != name);
+        env.push((name.clone(), value.clone()));
+    }
+    env
+}
+
+/// Starts a process. Where it cannot be started the report says why: 127 if it is not there, else 126.
+pub(super) fn start(launch: &Launch<'_>, reaper: &Reaper) -> Result<Process, ExitReport> {
+    let Some((program, arguments)) = launch.command.split_first() else {
+        return Err(ExitReport::not_started(127, "no command to run"));
+    };
+    let fail = |what: &str, error: &io::Error| {
+        let code = match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::NOENT | Errno::NOTDIR) => 127,
+            _ => 126,
+        };
+        // The number is dropped: "(os error 2)" helps nobody.
+        let words = error.to_string();
+        let words = words.split(" (os error").next().unwrap_or_default();
+        ExitReport::not_started(code, format!("{what}: {}", words.to_lowercase()))
+    };
+    if [program]
+        .into_iter()
+        .chain(arguments)
+        .any(|word| word.contains('\0'))
+        || launch
+            .env
+            .iter()
+            .any(|(name, value)| name.contains(['\0', '=']) || value.contains('\0'))
+    {
+        return Err(ExitReport::not_started(
+            126,
+            "a NUL byte or a bad name in arguments or environment",
+        ));
+    }
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(launch.env.iter().map(|(name, value)| (name, value)));
+    let directory = if launch.working_dir.is_empty() {
+        "/"
+    } else {
+        launch.working_dir
+    };
+    if !Path::new(directory).is_dir() {
+        return Err(ExitReport::not_started(
+            126,
+            format!("no working directory {directory}"),
+        ));
+    }
+    command.current_dir(directory);
+    let wired = wire(&mut command, launch.connection)
+        .map_err(|error| fail("cannot connect the process", &error))?;
+    let user = launch.user.clone();
+    let has_terminal = matches!(launch.connection, Connection::Terminal(_));
+    // SAFETY: the closure runs in the child between fork and exec; it makes system calls only and touches
+    // no lock and no allocator. `user` was cloned before the fork.
+    unsafe { command.pre_exec(move || become_user(&user, has_terminal)) };
+    let started = reaper.spawn(|| {
+        let child = command.spawn()?;
+        i32::try_from(child.id()).map_err(io::Error::other)
+    });
+    // Closes the child's ends in this process, so that its output can end.
+    drop(command);
+    let (pid, exit) = started.map_err(|error| fail(&format!("exec {program}"), &error))?;
+    Ok(Process {
+        pid,
+        stdin: wired.stdin,
+        stdout: wired.stdout,
+        stderr: wired.stderr,
+        control: Control {
+            terminal: wired.terminal,
+        },
+        exit: Some(exit),
+    })
+}
+
+/// Our ends of a process's connections.
+struct Wired {
+    stdin: Option<Pipe>,
+    stdout: Pipe,
+    stderr: Option<Pipe>,
+    terminal: Option<Pipe>,
+}
+
+fn wire(command: &mut Command, connection: Connection) -> io::Result<Wired> {
+    match connection {
+        Connection::Terminal(terminal) => {
+            let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+            unlockpt(&master)?;
+            let slave = ioctl_tiocgptpeer(
+                &master,
+                OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+            )?;
+            tcsetwinsize(&master, winsize(terminal))?;
+            command
+                .stdin(slave.try_clone()?)
+                .stdout(slave.try_clone()?)
+                .stderr(slave);
+            let master = Pipe::new(master)?;
+            Ok(Wired {
+                stdin: Some(master.clone()),
+                stdout: master.clone(),
+                stderr: None,
+                terminal: Some(master),
+            })
+        }
+        Connection::Pipes(input) => {
+            let stdin = match input {
+                Input::Null => {
+                    command.stdin(Stdio::null());
+                    None
+                }
+                Input::Pipe => {
+                    let (theirs, ours) = io::pipe()?;
+                    command.stdin(theirs);
+                    Some(Pipe::new(ours.into())?)
+                }
+            };
+            let (stdout, their_stdout) = io::pipe()?;
+            let (stderr, their_stderr) = io::pipe()?;
+            command.stdout(their_stdout).stderr(their_stderr);
+            Ok(Wired {
+                stdin,
+                stdout: Pipe::new(stdout.into())?,
+                stderr: Some(Pipe::new(stderr.into())?),
+                terminal: None,
+            })
+        }
+    }
+}
+
+/// In the child: a session of its own, its terminal, its user.
+fn become_user(user: &User, has_terminal: bool) -> io::Result<()> {
+    let check = |result: libc::c_int| {
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    };
+    // SAFETY: plain system calls; the group list is a valid slice of gid_t.
+    unsafe {
+        check(libc::setsid())?;
+        if has_terminal {
+            // A program run by a user who is not root must be able to open its own terminal.
+            check(libc::fchown(0, user.uid, libc::gid_t::MAX))?;
+            check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+        }
+        // Tests run without the right to do this and as the user they ask for.
+        if libc::geteuid() == 0 {
+            check(libc::setgroups(user.groups.len(), user.groups.as_ptr()))?;
+            check(libc::setgid(user.gid))?;
+            check(libc::setuid(user.uid))?;
+        }
+    }
+    Ok(())
+}
+
+impl Process {
+    /// Waits for the exit. Cancel safe; after it, dropping the process does nothing.
+    pub(super) async fn exited(&mut self) -> ExitStatus {
+        let Some(exit) = &mut self.exit else {
+            return std::future::pending().await;
+        };
+        // The reaper never forgets a registered child.
+        let status = exit.await.unwrap_or(ExitStatus::Code(u8::MAX));
+        self.exit = None;
+        status
+    }
+
+    /// Signals the process group.
+    pub(super) fn signal_group(&self, signal: i32) {
+        if self.exit.is_some() {
+            kill(-self.pid, signal);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let Some(exit) = self.exit.take() else {
+            return;
+        };
+        let pid = self.pid;
+        kill(-pid, libc::SIGHUP);
+        kill(-pid, libc::SIGCONT);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if tokio::time::timeout(HANG_UP_GRACE, exit).await.is_err() {
+                    kill(-pid, libc::SIGKILL);
+                }
+            });
+        } else {
+            kill(-pid, libc::SIGKILL);
+        }
+    }
+}
+
+/// kill(2), for signals the type of which no library has a name for too.
+pub(super) fn kill(pid: i32, signal: i32) {
+    if (1..=64).contains(&signal) {
+        // SAFETY: a plain system call.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// Kills every process but this one. Only for PID 1.
+pub(super) fn kill_everything() {
+    if std::process::id() == 1 {
+        kill(-1, libc::SIGKILL);
+    }
+}
+
+/// `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`.
+pub(super) fn parse_signal(text: &str) -> Option<i32> {
+    let text = text.trim().to_ascii_uppercase();
+    if let Ok(number) = text.parse() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let name = text.strip_prefix("SIG").unwrap_or(&text);
+    if let Some(offset) = name.strip_prefix("RTMIN+") {
+        // 34 is the first that is left to programs by glibc and musl alike.
+        return offset
+            .parse::<i32>()
+            .ok()
+            .map(|offset| 34 + offset)
+            .filter(|number| *number <= 64);
+    }
+    let names = [
+        ("HUP", libc::SIGHUP),
+        ("INT", libc::SIGINT),
+        ("QUIT", libc::SIGQUIT),
+        ("ABRT", libc::SIGABRT),
+        ("KILL", libc::SIGKILL),
+        ("USR1", libc::SIGUSR1),
+        ("USR2", libc::SIGUSR2),
+        ("PIPE", libc::SIGPIPE),
+        ("ALRM", libc::SIGALRM),
+        ("TERM", libc::SIGTERM),
+        ("CONT", libc::SIGCONT),
+        ("STOP", libc::SIGSTOP),
+        ("TSTP", libc::SIGTSTP),
+        ("TTIN", libc::SIGTTIN),
+        ("TTOU", libc::SIGTTOU),
+        ("WINCH", libc::SIGWINCH),
+        ("PWR", libc::SIGPWR),
+    ];
+    names
+        .into_iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, number)| number)
+}
+
+/// One end of a pipe, or a terminal's master; clones are the same end.
+#[derive(Debug, Clone)]
+pub(super) struct Pipe(Arc<AsyncFd<OwnedFd>>);
+
+impl Pipe {
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        Ok(Self(Arc::new(super::pollable::register(
+            fd,
+            Interest::READABLE | Interest::WRITABLE,
+        )?)))
+    }
+
+    /// Reads; 0 at the end. Cancel safe.
+    pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut *buffer)?)) {
+                // A terminal nobody has open any more.
+                Ok(Err(error)) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
+                    return Ok(0);
+                }
+                Ok(result) => return result,
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// Writes everything, waiting for room.
+    pub(super) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            data = &data[self.write(data).await?..];
+        }
+        Ok(())
+    }
+
+    /// Writes a part, as soon as there is room for any. Cancel safe.
+    pub(super) async fn write(&self, data: &[u8]) -> io::Result<usize> {
+        loop {
+            let mut ready = self.0.writable().await?;
+            if let Ok(written) = ready.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), data)?)) {
+                return written;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_numbers_and_limits() {
+        for (text, number) in [
+            ("SIGTERM", Some(15)),
+            ("term", Some(15)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(37)),
+            ("0", None),
+            ("65", None),
+            ("SIGRTMIN+99", None),
+            ("SIGNOTHING", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_signal(text), number, "{text}");
+        }
+    }
+}
