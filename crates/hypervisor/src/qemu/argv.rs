@@ -1,0 +1,229 @@
+//! QEMU's arguments for a machine: a pure function, so that what is started can be read in a test.
+//!
+//! Every file is named with its format; nothing is probed and nothing is taken from QEMU's own configuration
+//! (`-nodefaults -no-user-config`).
+
+use super::QemuError;
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::Path;
+use warren_core::ports::hypervisor::{Accelerator, DiskAccess, MachineConfig};
+
+/// virtio-mmio slots of `microvm` with one IO-APIC (QEMU, hw/i386/microvm.c, `virtio_num_transports`).
+const SLOTS: usize = 8;
+/// Slots that are not for disks or the network interface: random numbers, the channel, the balloon.
+const OWN_SLOTS: usize = 3;
+
+/// Memory for translated code under TCG, MiB. QEMU's own choice grows to 1 GiB and is never given back.
+const TRANSLATION_BUFFER_MIB: u32 = 64;
+
+/// The name of the guest channel's port in the guest: `/dev/virtio-ports/warren.0` where udev runs, else by
+/// `/sys/class/virtio-ports/vport*/name`.
+pub const CHANNEL_PORT: &str = "warren.0";
+
+/// Descriptors that QEMU inherits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Descriptors {
+    /// Listening.
+    pub(crate) qmp: RawFd,
+    /// Listening.
+    pub(crate) channel: RawFd,
+    /// Listening.
+    pub(crate) console: RawFd,
+    pub(crate) nic: Option<NicDescriptor>,
+}
+
+/// What the network interface is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NicDescriptor {
+    /// An opened TAP.
+    Tap(RawFd),
+    /// A connected stream of framed packets.
+    Stream(RawFd),
+}
+
+/// What all machines of a driver have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Platform<'a> {
+    pub(crate) accelerator: Accelerator,
+    pub(crate) kernel: &'a Path,
+    pub(crate) initramfs: &'a Path,
+    pub(crate) extra_cmdline: &'a [String],
+}
+
+/// `path` as the value of one key of an option: QEMU ends a value at a comma, and doubles stand for one.
+fn escaped(path: &Path) -> Result<String, QemuError> {
+    path.to_str()
+        .map(|text| text.replace(',', ",,"))
+        .ok_or_else(|| QemuError::Path(path.to_owned()))
+}
+
+/// The guest kernel's command line.
+pub(crate) fn command_line(
+    machine: &MachineConfig,
+    platform: &Platform<'_>,
+) -> Result<String, QemuError> {
+    let mut words = vec![
+        "console=ttyS0".to_owned(),
+        "quiet".to_owned(),
+        // A microvm without ACPI can be left by a triple fault alone; QEMU then ends (-no-reboot).
+        "reboot=t".to_owned(),
+        "panic=-1".to_owned(),
+    ];
+    // The first -device is vda (virtio-mmio transports are found in the order of their slots).
+    for (name, device) in ["warren.root", "warren.upper"]
+        .iter()
+        .zip(["/dev/vda", "/dev/vdb"])
+        .take(machine.disks.len())
+    {
+        words.push(format!("{name}={device}"));
+    }
+    words.extend(platform.extra_cmdline.iter().cloned());
+    words.extend(machine.boot_args.iter().cloned());
+    for word in &words {
+        let plain = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_graphic());
+        if !plain {
+            return Err(QemuError::BootArgument(word.clone()));
+        }
+    }
+    Ok(words.join(" "))
+}
+
+/// The arguments, without the program.
+pub(crate) fn arguments(
+    machine: &MachineConfig,
+    platform: &Platform<'_>,
+    descriptors: &Descriptors,
+) -> Result<Vec<OsString>, QemuError> {
+    let slots = OWN_SLOTS + machine.disks.len() + usize::from(machine.nic.is_some());
+    if slots > SLOTS {
+        return Err(QemuError::TooManyDevices {
+            disks: machine.disks.len(),
+            most: SLOTS - OWN_SLOTS - usize::from(machine.nic.is_some()),
+        });
+    }
+    let mut arguments = Vec::with_capacity(80);
+    let mut option = |name: &str, value: String| {
+        arguments.push(OsString::from(name));
+        arguments.push(OsString::from(value));
+    };
+    let home = &machine.home;
+    option(
+        "-name",
+        format!(
+            "guest={},process=warren-{}",
+            crate::process::guest_name(home),
+            home.handle
+        ),
+    );
+    option(
+        "-machine",
+        "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,auto-kernel-cmdline=on,dump-guest-core=off"
+            .to_owned(),
+    );
+    match platform.accelerator {
+        Accelerator::Kvm => {
+            option("-accel", "kvm".to_owned());
+            option("-cpu", "host".to_owned());
+        }
+        Accelerator::Tcg | Accelerator::None => {
+            option(
+                "-accel",
+                format!("tcg,thread=multi,tb-size={TRANSLATION_BUFFER_MIB}"),
+            );
+            option("-cpu", "max".to_owned());
+        }
+    }
+    option("-smp", machine.vcpus.to_string());
+    option("-m", format!("{}M", machine.memory.0));
+    option("-display", "none".to_owned());
+    option(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
+    );
+    option("-kernel", path_text(platform.kernel)?);
+    option("-initrd", path_text(platform.initramfs)?);
+    option("-append", command_line(machine, platform)?);
+    for (name, descriptor) in [
+        ("qmp", descriptors.qmp),
+        ("console", descriptors.console),
+        ("channel", descriptors.channel),
+    ] {
+        option(
+            "-chardev",
+            format!("socket,id={name},fd={descriptor},server=on,wait=off"),
+        );
+    }
+    option("-mon", "chardev=qmp,mode=control".to_owned());
+    option("-serial", "chardev:console".to_owned());
+    for (index, disk) in machine.disks.iter().enumerate() {
+        let path = escaped(&disk.path)?;
+        let (file, format, device) = match disk.access {
+            // Shared by many machines and never written, so there is nothing to lock.
+            DiskAccess::ReadOnly => ("read-only=on,locking=off", "read-only=on", ""),
+            // Freed blocks of the guest become holes; its flushes reach the disk.
+            DiskAccess::ReadWrite => (
+                "locking=on,discard=unmap",
+                "discard=unmap,detect-zeroes=unmap",
+                ",discard=on,write-zeroes=on",
+            ),
+        };
+        option(
+            "-blockdev",
+            format!(
+                "driver=file,node-name=file{index},filename={path},aio=threads,cache.direct=off,cache.no-flush=off,{file}"
+            ),
+        );
+        option(
+            "-blockdev",
+            format!("driver=raw,node-name=disk{index},file=file{index},{format}"),
+        );
+        option(
+            "-device",
+            format!("virtio-blk-device,drive=disk{index}{device}"),
+        );
+    }
+    if let (Some(nic), Some(descriptor)) = (&machine.nic, descriptors.nic) {
+        option(
+            "-netdev",
+            match descriptor {
+                NicDescriptor::Tap(number) => format!("tap,id=net0,fd={number}"),
+                NicDescriptor::Stream(number) => {
+                    format!("stream,id=net0,server=off,addr.type=fd,addr.str={number}")
+                }
+            },
+        );
+        option(
+            "-device",
+            format!("virtio-net-device,netdev=net0,mac={}", nic.mac),
+        );
+    }
+    option("-object", "rng-builtin,id=rng0".to_owned());
+    option("-device", "virtio-rng-device,rng=rng0".to_owned());
+    option(
+        "-device",
+        "virtio-serial-device,id=serial0,max_ports=2".to_owned(),
+    );
+    option(
+        "-device",
+        format!("virtserialport,bus=serial0.0,nr=1,chardev=channel,name={CHANNEL_PORT}"),
+    );
+    option(
+        "-device",
+        "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on".to_owned(),
+    );
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        arguments.push(OsString::from(flag));
+    }
+    Ok(arguments)
+}
+
+/// A path that is a whole argument: QEMU takes these three as they are, commas included.
+fn path_text(path: &Path) -> Result<String, QemuError> {
+    path.to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| QemuError::Path(path.to_owned()))
+}
+
+#[cfg(test)]
+mod tests;

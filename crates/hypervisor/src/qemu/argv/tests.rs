@@ -1,0 +1,121 @@
+#![expect(clippy::unwrap_used, reason = "a failing test may panic")]
+use super::*;
+use std::path::PathBuf;
+use warren_core::MemoryMib;
+use warren_core::network::MacAddress;
+use warren_core::ports::InstanceHome;
+use warren_core::ports::hypervisor::{Disk, Nic, NicBackend};
+
+fn machine() -> MachineConfig {
+    let disk = |path: &str, access| Disk {
+        path: PathBuf::from(path),
+        access,
+    };
+    MachineConfig {
+        home: InstanceHome {
+            id: "web".parse().unwrap(),
+            handle: "aaaabbbb".parse().unwrap(),
+            installation: "wxyz".parse().unwrap(),
+            directory: PathBuf::from("/data/instances/aaaabbbb"),
+        },
+        vcpus: 2,
+        memory: MemoryMib(256),
+        disks: vec![
+            disk("/data/images/a,b.erofs", DiskAccess::ReadOnly),
+            disk("/data/instances/aaaabbbb/upper.ext4", DiskAccess::ReadWrite),
+        ],
+        nic: Some(Nic {
+            mac: MacAddress([0x52, 1, 2, 3, 4, 5]),
+            backend: NicBackend::Tap {
+                name: "wtwxyzaaaabbbb".to_owned(),
+            },
+        }),
+        boot_args: vec!["warren.attach=00ff".to_owned()],
+    }
+}
+
+fn platform() -> Platform<'static> {
+    Platform {
+        accelerator: Accelerator::Tcg,
+        kernel: Path::new("/cache/kernels/tuned/vmlinux"),
+        initramfs: Path::new("/cache/initramfs/x.cpio"),
+        extra_cmdline: &[],
+    }
+}
+
+const DESCRIPTORS: Descriptors = Descriptors {
+    qmp: 10,
+    channel: 11,
+    console: 12,
+    nic: Some(NicDescriptor::Tap(13)),
+};
+
+fn lines(arguments: &[OsString]) -> String {
+    let mut text = String::new();
+    for argument in arguments {
+        let argument = argument.to_str().unwrap();
+        let separator = if argument.starts_with('-') { '\n' } else { ' ' };
+        text.push(separator);
+        text.push_str(argument);
+    }
+    text.trim_start().to_owned()
+}
+
+#[test]
+fn a_machine_becomes_these_arguments() {
+    let arguments = arguments(&machine(), &platform(), &DESCRIPTORS).unwrap();
+    assert_eq!(lines(&arguments), include_str!("tcg_tap.txt").trim_end());
+}
+
+#[test]
+fn kvm_and_a_stream_change_only_their_lines() {
+    let with_tcg = lines(&arguments(&machine(), &platform(), &DESCRIPTORS).unwrap());
+    let platform = Platform {
+        accelerator: Accelerator::Kvm,
+        ..platform()
+    };
+    let descriptors = Descriptors {
+        nic: Some(NicDescriptor::Stream(13)),
+        ..DESCRIPTORS
+    };
+    let with_kvm = lines(&arguments(&machine(), &platform, &descriptors).unwrap());
+    let changed: Vec<&str> = with_kvm
+        .lines()
+        .filter(|line| !with_tcg.lines().any(|other| other == *line))
+        .collect();
+    assert_eq!(
+        changed,
+        [
+            "-accel kvm",
+            "-cpu host",
+            "-netdev stream,id=net0,server=off,addr.type=fd,addr.str=13",
+        ]
+    );
+}
+
+#[test]
+fn words_that_would_become_several_are_refused() {
+    for word in ["init=/bin/sh quiet", "", "a\nb", "ä"] {
+        let mut machine = machine();
+        machine.boot_args.push(word.to_owned());
+        assert!(
+            matches!(
+                command_line(&machine, &platform()),
+                Err(QemuError::BootArgument(_))
+            ),
+            "{word:?}"
+        );
+    }
+}
+
+#[test]
+fn more_disks_than_slots_are_refused() {
+    let mut machine = machine();
+    machine.disks.extend(machine.disks.clone());
+    assert!(arguments(&machine, &platform(), &DESCRIPTORS).is_ok());
+    machine.disks.push(machine.disks[1].clone());
+    assert!(matches!(
+        arguments(&machine, &platform(), &DESCRIPTORS),
+        Err(QemuError::TooManyDevices { disks: 5, most: 4 })
+    ));
+}

@@ -1,0 +1,390 @@
+//! The port on QEMU.
+
+use super::QemuConfig;
+use super::argv::{self, Descriptors, NicDescriptor, Platform};
+use super::platform::{Resolved, Resolver};
+use super::qmp::{self, QmpError, RunState};
+use crate::process::{
+    self, Files, Found, HugePages, Launch, Lock, ProcessError, Record, Stage, Watched, locate,
+};
+use crate::sockets;
+use async_trait::async_trait;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use warren_core::PortError;
+use warren_core::ports::InstanceHome;
+use warren_core::ports::hypervisor::{
+    Accelerator, Hypervisor, HypervisorKind, HypervisorReport, MachineConfig, NicBackend, Pause,
+    ProcessIdentity, VmmSeen, VmmUsage,
+};
+use warren_helper::{Helper, HelperExt, Verb};
+
+/// How long an observer waits for QEMU's state before it says what the process shows.
+const OBSERVE: Duration = Duration::from_millis(500);
+/// How long pause and resume wait for QEMU.
+const COMMAND: Duration = Duration::from_secs(5);
+/// How long a killed process may take to go: writing back what a dying process has dirtied takes a while.
+const KILL: Duration = Duration::from_secs(20);
+/// How long a start waits for the lock of a VMM that was just destroyed, or is being looked at.
+const LOCK: Duration = Duration::from_millis(500);
+/// How often a running VMM's log is looked at.
+const TRIM: Duration = Duration::from_secs(60);
+
+/// The driver for QEMU's `microvm`.
+pub struct Qemu {
+    config: Arc<QemuConfig>,
+    resolver: Resolver,
+    helper: Arc<dyn Helper>,
+}
+
+impl Qemu {
+    /// A driver. Finds out nothing yet: [`Hypervisor::probe`] does, or the first start.
+    pub fn new(config: QemuConfig, helper: Arc<dyn Helper>) -> Self {
+        Qemu {
+            config: Arc::new(config),
+            resolver: Resolver::default(),
+            helper,
+        }
+    }
+
+    async fn nic(&self, machine: &MachineConfig) -> Result<Option<(NicKind, OwnedFd)>, PortError> {
+        let Some(nic) = &machine.nic else {
+            return Ok(None);
+        };
+        match &nic.backend {
+            NicBackend::Tap { name } => {
+                Ok(Some((NicKind::Tap, self.open_tap(machine, name).await?)))
+            }
+            NicBackend::Stream { socket } => {
+                let stream = sockets::connect_path(socket).map_err(|error| {
+                    PortError::io("could not connect to the instance's network", error)
+                })?;
+                Ok(Some((NicKind::Stream, stream)))
+            }
+        }
+    }
+
+    async fn open_tap(&self, machine: &MachineConfig, name: &str) -> Result<OwnedFd, PortError> {
+        let fail = |error: &dyn std::fmt::Display| {
+            PortError::retry(
+                "tap_unavailable",
+                format!("could not open network device {name}: {error}"),
+            )
+        };
+        let installation = warren_helper::Installation::new(machine.home.installation.as_str())
+            .map_err(|error| fail(&error))?;
+        let handle = warren_helper::Handle::new(machine.home.handle.as_str())
+            .map_err(|error| fail(&error))?;
+        if handle.tap_name(&installation) != name {
+            return Err(PortError::invalid(
+                "tap_not_ours",
+                format!("network device {name} is not the one of this instance"),
+            ));
+        }
+        self.helper
+            .descriptor(Verb::OpenTap {
+                installation,
+                handle,
+            })
+            .await
+            .map_err(|error| fail(&error).with_source(error))
+    }
+
+    async fn process(&self, home: &InstanceHome) -> Result<Option<ProcessIdentity>, PortError> {
+        Ok(match located(home).await? {
+            Found::Alive(process) => Some(process),
+            Found::Remains | Found::Nothing => None,
+        })
+    }
+
+    async fn running(&self, home: &InstanceHome) -> Result<ProcessIdentity, PortError> {
+        self.process(home).await?.ok_or_else(not_running)
+    }
+
+    /// Sends a command that may be repeated, and says how the machine is afterwards.
+    async fn command(
+        &self,
+        home: &InstanceHome,
+        command: &'static str,
+        wanted: RunState,
+    ) -> Result<(), PortError> {
+        self.running(home).await?;
+        qmp::ask(&home.directory, command, COMMAND)
+            .await
+            .map_err(qmp_failed)?;
+        let state = qmp::run_state(&home.directory, COMMAND)
+            .await
+            .map_err(qmp_failed)?;
+        if state == wanted {
+            Ok(())
+        } else {
+            Err(PortError::conflict(
+                "guest_off",
+                "the guest has shut down".to_owned(),
+            ))
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum NicKind {
+    Tap,
+    Stream,
+}
+
+fn not_running() -> PortError {
+    PortError::not_found("vmm_not_running", "the instance's VMM does not run")
+}
+
+fn qmp_failed(error: QmpError) -> PortError {
+    PortError::retry("vmm_no_answer", format!("the VMM did not do it: {error}")).with_source(error)
+}
+
+/// Runs file and process work off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PortError> + Send + 'static,
+) -> Result<T, PortError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| PortError::bug("vmm_task_failed", "internal error").with_source(error))?
+}
+
+async fn located(home: &InstanceHome) -> Result<Found, PortError> {
+    let home = home.clone();
+    blocking(move || Ok(locate(&home)?)).await
+}
+
+/// Takes the lock. Waits a moment for one that is about to go: an observer holds it for a blink, and a dying
+/// process's copies are closed shortly after its pidfd says that it is dead.
+async fn take_lock(home: &InstanceHome) -> Result<Lock, PortError> {
+    let deadline = tokio::time::Instant::now() + LOCK;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match Lock::take(&home.directory) {
+            Ok(lock) => return Ok(lock),
+            Err(ProcessError::Busy) => {
+                let runs = matches!(located(home).await?, Found::Alive(_));
+                if runs || tokio::time::Instant::now() >= deadline {
+                    return Err(ProcessError::Busy.into());
+                }
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn config_digest(machine: &MachineConfig) -> String {
+    let bytes = serde_json::to_vec(machine).unwrap_or_default();
+    crate::cache::digest(&bytes)
+}
+
+/// From an empty home directory to a running process.
+fn start(
+    machine: &MachineConfig,
+    resolved: &Resolved,
+    extra_cmdline: &[String],
+    nic: Option<(NicKind, OwnedFd)>,
+    lock: &Lock,
+    runtime: &tokio::runtime::Handle,
+) -> Result<ProcessIdentity, PortError> {
+    let directory = &machine.home.directory;
+    let bind = |name| {
+        sockets::listen(directory, name)
+            .map_err(|error| PortError::io(format_args!("could not listen on {name}"), error))
+    };
+    let qmp = bind(Files::QMP)?;
+    let channel = bind(Files::CHANNEL)?;
+    let console = bind(Files::CONSOLE)?;
+    let descriptors = Descriptors {
+        qmp: qmp.as_raw_fd(),
+        channel: channel.as_raw_fd(),
+        console: console.as_raw_fd(),
+        nic: nic.as_ref().map(|(kind, descriptor)| match kind {
+            NicKind::Tap => NicDescriptor::Tap(descriptor.as_raw_fd()),
+            NicKind::Stream => NicDescriptor::Stream(descriptor.as_raw_fd()),
+        }),
+    };
+    let platform = Platform {
+        accelerator: resolved.decision.accelerator,
+        kernel: &resolved.kernel.image,
+        initramfs: &resolved.initramfs,
+        extra_cmdline,
+    };
+    let arguments = argv::arguments(machine, &platform, &descriptors)?;
+    let mut record = Record {
+        home: machine.home.clone(),
+        kind: HypervisorKind::QemuMicrovm,
+        accelerator: resolved.decision.accelerator,
+        config_sha256: config_digest(machine),
+        stage: Stage::Starting,
+    };
+    record.write()?;
+    let mut inherited = vec![
+        descriptors.qmp,
+        descriptors.channel,
+        descriptors.console,
+        lock.descriptor().as_raw_fd(),
+    ];
+    inherited.extend(nic.as_ref().map(|(_, descriptor)| descriptor.as_raw_fd()));
+    let process = process::launch(&Launch {
+        program: &resolved.binary,
+        arguments: &arguments,
+        log: &directory.join(Files::LOG),
+        inherited: &inherited,
+        huge_pages: match resolved.decision.accelerator {
+            Accelerator::Kvm => HugePages::AsHost,
+            Accelerator::Tcg | Accelerator::None => HugePages::Never,
+        },
+    })?;
+    process::reap_at_end(&process, runtime);
+    record.stage = Stage::Started {
+        process: process.clone(),
+    };
+    record.write()?;
+    Ok(process)
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    fn kind(&self) -> HypervisorKind {
+        HypervisorKind::QemuMicrovm
+    }
+
+    async fn probe(&self) -> Result<HypervisorReport, PortError> {
+        let resolved = self.resolver.get(&self.config).await?;
+        Ok(HypervisorReport {
+            kind: self.kind(),
+            version: resolved.decision.version.clone(),
+            binary: resolved.binary.clone(),
+            accelerator: resolved.decision.accelerator,
+            reason: resolved.decision.reason.clone(),
+            kernel: resolved.kernel.description.clone(),
+            capabilities: ["pause", "balloon"].map(str::to_owned).to_vec(),
+        })
+    }
+
+    async fn start(&self, machine: &MachineConfig) -> Result<ProcessIdentity, PortError> {
+        let resolved = self.resolver.get(&self.config).await?;
+        let lock = take_lock(&machine.home).await?;
+        let nic = self.nic(machine).await?;
+        let machine = machine.clone();
+        let config = self.config.clone();
+        let runtime = tokio::runtime::Handle::current();
+        blocking(move || {
+            start(
+                &machine,
+                &resolved,
+                &config.extra_cmdline,
+                nic,
+                &lock,
+                &runtime,
+            )
+        })
+        .await
+    }
+
+    async fn observe(&self, home: &InstanceHome) -> Result<VmmSeen, PortError> {
+        let process = match located(home).await? {
+            Found::Alive(process) => process,
+            Found::Remains => return Ok(VmmSeen::Dead),
+            Found::Nothing => return Ok(VmmSeen::Absent),
+        };
+        match qmp::run_state(&home.directory, OBSERVE).await {
+            Ok(RunState::Running) => Ok(VmmSeen::Running { process }),
+            Ok(RunState::Paused) => Ok(VmmSeen::Paused { process }),
+            Ok(RunState::Off) => Ok(VmmSeen::ShutDown { process }),
+            Err(error) => match process::liveness(&process) {
+                process::Liveness::Alive => {
+                    // It lives and does not answer: busy or hung. What is certain is that it runs.
+                    tracing::debug!(handle = %home.handle, %error, "no answer from QMP");
+                    Ok(VmmSeen::Running { process })
+                }
+                _ => Ok(VmmSeen::Dead),
+            },
+        }
+    }
+
+    async fn open_channel(&self, home: &InstanceHome) -> Result<OwnedFd, PortError> {
+        open(self, home, Files::CHANNEL).await
+    }
+
+    async fn open_console(&self, home: &InstanceHome) -> Result<OwnedFd, PortError> {
+        open(self, home, Files::CONSOLE).await
+    }
+
+    async fn wait_exit(&self, home: &InstanceHome) -> Result<(), PortError> {
+        let Some(process) = self.process(home).await? else {
+            return Ok(());
+        };
+        let Some(watched) = Watched::open(&process)? else {
+            return Ok(());
+        };
+        let exited = watched.exited();
+        tokio::pin!(exited);
+        let log = home.directory.join(Files::LOG);
+        loop {
+            match tokio::time::timeout(TRIM, &mut exited).await {
+                Ok(ended) => return Ok(ended?),
+                Err(_) => trim(&log),
+            }
+        }
+    }
+
+    async fn destroy(&self, home: &InstanceHome) -> Result<(), PortError> {
+        if let Some(process) = self.process(home).await?
+            && let Some(watched) = Watched::open(&process)?
+        {
+            watched.kill()?;
+            watched.exited_within(KILL).await?;
+        }
+        let directory = home.directory.clone();
+        blocking(move || {
+            trim(&directory.join(Files::LOG));
+            Ok(Files::clear(&directory)?)
+        })
+        .await
+    }
+
+    async fn usage(&self, home: &InstanceHome) -> Result<VmmUsage, PortError> {
+        let process = self.running(home).await?;
+        process::usage(&process).ok_or_else(not_running)
+    }
+
+    fn pause(&self) -> Option<&dyn Pause> {
+        Some(self)
+    }
+}
+
+fn trim(log: &Path) {
+    if let Err(error) = process::trim(log) {
+        tracing::warn!(path = %log.display(), %error, "could not shorten the VMM's log");
+    }
+}
+
+async fn open(qemu: &Qemu, home: &InstanceHome, name: &'static str) -> Result<OwnedFd, PortError> {
+    match sockets::connect(&home.directory, name) {
+        Ok(stream) => Ok(stream),
+        Err(error) => {
+            qemu.running(home).await?;
+            Err(PortError::io(
+                format_args!("could not connect to {name} of the instance"),
+                error,
+            ))
+        }
+    }
+}
+
+#[async_trait]
+impl Pause for Qemu {
+    async fn pause(&self, home: &InstanceHome) -> Result<(), PortError> {
+        self.command(home, "stop", RunState::Paused).await
+    }
+
+    async fn resume(&self, home: &InstanceHome) -> Result<(), PortError> {
+        self.command(home, "cont", RunState::Running).await
+    }
+}

@@ -1,0 +1,258 @@
+//! A small client of the QEMU Machine Protocol (docs/interop/qmp-spec.rst): one JSON document per line.
+//!
+//! A monitor serves one client at a time and the others wait in the listener's backlog. Connections are
+//! therefore short: connect, ask, close. That way a restarted server, a second reader and a hung client get in
+//! each other's way for a deadline at most. What ends a machine is seen by its pidfd, not by events.
+//!
+//! Everything QEMU says is bounded; events are skipped.
+
+use crate::process::Files;
+use serde::Deserialize;
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+/// Longest line: answers to what is asked here have a few hundred bytes.
+const MAX_LINE: usize = 256 * 1024;
+/// Most events before an answer.
+const MAX_EVENTS: usize = 1024;
+
+/// Why QMP gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QmpError {
+    /// Nobody listens, or the connection broke.
+    #[error("the QMP socket failed")]
+    Socket(#[from] std::io::Error),
+    /// It closed without an answer: QEMU ended.
+    #[error("QEMU closed the QMP connection")]
+    Closed,
+    /// It did not answer in time.
+    #[error("QEMU did not answer within {0:?}")]
+    Timeout(Duration),
+    /// It said what QMP does not say.
+    #[error("QEMU said something that is not QMP: {0}")]
+    Protocol(String),
+    /// It refused.
+    #[error("QEMU refused {command}: {description}")]
+    Refused {
+        /// What was asked.
+        command: &'static str,
+        /// QEMU's words.
+        description: String,
+    },
+}
+
+/// Run states of QEMU (qapi/run-state.json, `RunState`) as far as Warren tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RunState {
+    /// Processors run, or are about to.
+    Running,
+    /// Processors are stopped and can be continued.
+    Paused,
+    /// The guest is off or can never run again.
+    Off,
+}
+
+impl RunState {
+    fn parse(text: &str) -> Self {
+        match text {
+            "paused" | "suspended" | "io-error" | "prelaunch" | "save-vm" | "postmigrate"
+            | "finish-migrate" | "debug" | "watchdog" => RunState::Paused,
+            "shutdown" | "guest-panicked" | "internal-error" => RunState::Off,
+            _ => RunState::Running,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "return")]
+    value: Option<serde_json::Value>,
+    error: Option<Refusal>,
+    event: Option<String>,
+    #[serde(rename = "QMP")]
+    greeting: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+/// One connection, past capabilities negotiation.
+pub(crate) struct Qmp {
+    stream: BufReader<UnixStream>,
+}
+
+impl Qmp {
+    /// Connects to the monitor of a home directory.
+    async fn connect(directory: &Path) -> Result<Self, QmpError> {
+        let socket = crate::sockets::connect(directory, Files::QMP)?;
+        let stream = UnixStream::from_std(std::os::unix::net::UnixStream::from(socket))?;
+        let mut qmp = Qmp {
+            stream: BufReader::new(stream),
+        };
+        let greeting = qmp.line().await?;
+        if greeting.greeting.is_none() {
+            return Err(QmpError::Protocol("no greeting".to_owned()));
+        }
+        qmp.execute("qmp_capabilities").await?;
+        Ok(qmp)
+    }
+
+    async fn line(&mut self) -> Result<Line, QmpError> {
+        let line = read_line(&mut self.stream).await?;
+        serde_json::from_slice(&line).map_err(|error| QmpError::Protocol(error.to_string()))
+    }
+
+    async fn execute(&mut self, command: &'static str) -> Result<serde_json::Value, QmpError> {
+        let request = format!("{{\"execute\":\"{command}\"}}\n");
+        self.stream.get_mut().write_all(request.as_bytes()).await?;
+        for _ in 0..MAX_EVENTS {
+            let line = self.line().await?;
+            match (line.value, line.error, line.event) {
+                (Some(value), _, _) => return Ok(value),
+                (_, Some(refusal), _) => {
+                    return Err(QmpError::Refused {
+                        command,
+                        description: refusal.desc.chars().take(500).collect(),
+                    });
+                }
+                (_, _, Some(_)) => {}
+                (None, None, None) => {
+                    return Err(QmpError::Protocol("neither answer nor event".to_owned()));
+                }
+            }
+        }
+        Err(QmpError::Protocol("events and no answer".to_owned()))
+    }
+}
+
+async fn read_line(stream: &mut (impl AsyncBufRead + Unpin)) -> Result<Vec<u8>, QmpError> {
+    let mut line = Vec::new();
+    loop {
+        let held = stream.fill_buf().await?;
+        if held.is_empty() {
+            return Err(QmpError::Closed);
+        }
+        let end = held.iter().position(|byte| *byte == b'\n');
+        let taken = end.map_or(held.len(), |at| at + 1);
+        if line.len() + taken > MAX_LINE {
+            return Err(QmpError::Protocol(format!(
+                "a line of more than {MAX_LINE} bytes"
+            )));
+        }
+        line.extend_from_slice(&held[..taken]);
+        stream.consume(taken);
+        if end.is_some() {
+            return Ok(line);
+        }
+    }
+}
+
+/// Connects, asks once, closes.
+pub(crate) async fn ask(
+    directory: &Path,
+    command: &'static str,
+    deadline: Duration,
+) -> Result<serde_json::Value, QmpError> {
+    tokio::time::timeout(deadline, async {
+        Qmp::connect(directory).await?.execute(command).await
+    })
+    .await
+    .map_err(|_| QmpError::Timeout(deadline))?
+}
+
+/// `query-status`.
+pub(crate) async fn run_state(directory: &Path, deadline: Duration) -> Result<RunState, QmpError> {
+    let answer = ask(directory, "query-status", deadline).await?;
+    answer["status"]
+        .as_str()
+        .map(RunState::parse)
+        .ok_or_else(|| QmpError::Protocol("a status without a name".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use tokio::net::UnixListener;
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    /// Serves one client with these lines, one per line that it sends (the first at once).
+    fn serve(directory: &Path, lines: &'static [&'static str]) {
+        let listener = std::os::unix::net::UnixListener::from(
+            crate::sockets::listen(directory, Files::QMP).unwrap(),
+        );
+        listener.set_nonblocking(true).unwrap();
+        let listener = UnixListener::from_std(listener).unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = BufReader::new(stream);
+            for line in lines {
+                stream.get_mut().write_all(line.as_bytes()).await.unwrap();
+                let mut asked = String::new();
+                stream.read_line(&mut asked).await.unwrap();
+            }
+        });
+    }
+
+    const GREETING: &str = "{\"QMP\":{\"version\":{},\"capabilities\":[]}}\n";
+
+    #[tokio::test]
+    async fn events_before_the_answer_are_skipped() {
+        let root = tempfile::tempdir().unwrap();
+        serve(
+            root.path(),
+            &[
+                GREETING,
+                "{\"return\":{}}\n",
+                "{\"event\":\"STOP\",\"timestamp\":{}}\n{\"return\":{\"status\":\"paused\",\"running\":false}}\n",
+            ],
+        );
+        let state = run_state(root.path(), DEADLINE).await.unwrap();
+        assert_eq!(state, RunState::Paused);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_has_qemus_words() {
+        let root = tempfile::tempdir().unwrap();
+        serve(
+            root.path(),
+            &[
+                GREETING,
+                "{\"return\":{}}\n",
+                "{\"error\":{\"class\":\"GenericError\",\"desc\":\"no such thing\"}}\n",
+            ],
+        );
+        let error = ask(root.path(), "cont", DEADLINE).await.unwrap_err();
+        assert_eq!(error.to_string(), "QEMU refused cont: no such thing");
+    }
+
+    #[tokio::test]
+    async fn silence_rubbish_and_endless_lines_end_in_errors() {
+        let root = tempfile::tempdir().unwrap();
+        let _silent = crate::sockets::listen(root.path(), Files::QMP).unwrap();
+        let short = Duration::from_millis(50);
+        assert!(matches!(
+            run_state(root.path(), short).await,
+            Err(QmpError::Timeout(_))
+        ));
+        serve(root.path(), &["SSH-2.0-x\n"]);
+        assert!(matches!(
+            run_state(root.path(), DEADLINE).await,
+            Err(QmpError::Protocol(_))
+        ));
+        let endless = vec![b'x'; MAX_LINE + 1];
+        assert!(matches!(
+            read_line(&mut endless.as_slice()).await,
+            Err(QmpError::Protocol(_))
+        ));
+        assert!(matches!(
+            read_line(&mut &b"cut"[..]).await,
+            Err(QmpError::Closed)
+        ));
+    }
+}
