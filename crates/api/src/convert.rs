@@ -348,9 +348,9 @@ impl From<&restart::RestartPolicy> for RestartPolicy {
 fn duration_text(millis: u64) -> String {
     if millis == 0 {
         "0s".to_owned()
-    } else if millis % 60_000 == 0 {
+    } else if millis.is_multiple_of(60_000) {
         format!("{}m", millis / 60_000)
-    } else if millis % 1_000 == 0 {
+    } else if millis.is_multiple_of(1_000) {
         format!("{}s", millis / 1_000)
     } else {
         format!("{millis}ms")

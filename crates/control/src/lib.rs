@@ -1,1 +1,18 @@
-//! Use cases, HTTP handlers, placement and garbage collection.
+//! The side of the user: use cases, HTTP, authentication and what is promised on a host. It writes
+//! intent, in guarded transactions, and reads observations; it never touches a process, a file of an
+//! instance or a network device, and knows no host but through `HostLink`. Called by the binary:
+//! [`App::start`], then [`serve`].
+
+pub mod app;
+pub mod auth;
+mod guard;
+pub mod http;
+mod keys;
+mod metrics;
+mod serve;
+mod settings;
+
+pub use app::{App, AppError};
+pub use auth::Auth;
+pub use serve::{ServeError, serve};
+pub use settings::Settings;

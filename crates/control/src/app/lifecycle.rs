@@ -1,0 +1,216 @@
+//! Start, stop, pause, resume, change and delete: what the admission table says, one commit, one wait.
+
+use super::create::demand;
+use super::{App, AppError, View, Waiting};
+use std::time::Duration;
+use warren_api::convert::restart_policy;
+use warren_api::policy::HealthCheckType;
+use warren_api::{StartInstanceRequest, UpdateInstanceRequest};
+use warren_core::admission::{Admission, Operation, admit};
+use warren_core::id::Prefixes;
+use warren_core::instance::{Desired, InstanceIntent};
+use warren_core::state::StateName;
+
+/// Beyond the grace period: the guest's own end and the machine's.
+const STOP_MARGIN: Duration = Duration::from_secs(20);
+/// How long a pause or resume may take to show.
+const PAUSE_WAIT: Duration = Duration::from_secs(15);
+
+fn admitted(operation: Operation, view: &View) -> Result<Admission, AppError> {
+    match admit(operation, view.status.state.name(), view.intent.desired) {
+        Admission::Refuse(refusal) => Err(refusal.into()),
+        go => Ok(go),
+    }
+}
+
+impl App {
+    /// Starts it, with another command if one is given, and waits until it has started or failed.
+    ///
+    /// # Errors
+    /// [`AppError`]; `wrong_state` from the admission table.
+    pub async fn start_instance(
+        &self,
+        wanted: &str,
+        request: StartInstanceRequest,
+    ) -> Result<View, AppError> {
+        let found = self.find(wanted, Prefixes::Accepted)?;
+        if admitted(Operation::Start, &found)? == Admission::AlreadySo && !found.has_ended() {
+            return Ok(found);
+        }
+        let report = self.0.host.report().await?;
+        let placing = self.0.placing.lock().await;
+        self.check_room(&report, demand(&found.intent.spec), Some(&found.intent.id))?;
+        let id = found.intent.id.clone();
+        let view = self
+            .change(&id, move |view| {
+                if admitted(Operation::Start, view)? == Admission::AlreadySo && !view.has_ended() {
+                    return Ok(None);
+                }
+                let mut intent = (*view.intent).clone();
+                intent.desired = Desired::Running;
+                intent.run += 1;
+                if request.entrypoint.is_some() || request.cmd.is_some() {
+                    intent.spec.entrypoint.clone_from(&request.entrypoint);
+                    intent.spec.cmd.clone_from(&request.cmd);
+                }
+                check_spec(&intent)?;
+                Ok(Some(intent))
+            })
+            .await?;
+        drop(placing);
+        self.wait_started(view).await
+    }
+
+    /// Stops it, and waits until its host has seen it stopped, as long as its grace period allows.
+    ///
+    /// # Errors
+    /// [`AppError`]; `wrong_state` from the admission table.
+    pub async fn stop_instance(&self, wanted: &str) -> Result<View, AppError> {
+        let view = self.wish(wanted, Operation::Stop, Desired::Stopped).await?;
+        let limit = Duration::from_secs(view.intent.stop_grace_seconds) + STOP_MARGIN;
+        self.until_state(view, limit, StateName::Stopped).await
+    }
+
+    /// Stops its processors.
+    ///
+    /// # Errors
+    /// [`AppError`]; `wrong_state` from the admission table.
+    pub async fn pause_instance(&self, wanted: &str) -> Result<View, AppError> {
+        let view = self.wish(wanted, Operation::Pause, Desired::Paused).await?;
+        self.until_state(view, PAUSE_WAIT, StateName::Paused).await
+    }
+
+    /// Lets its processors go on.
+    ///
+    /// # Errors
+    /// [`AppError`]; `wrong_state` from the admission table.
+    pub async fn resume_instance(&self, wanted: &str) -> Result<View, AppError> {
+        let view = self
+            .wish(wanted, Operation::Resume, Desired::Running)
+            .await?;
+        self.until_state(view, PAUSE_WAIT, StateName::Running).await
+    }
+
+    async fn wish(
+        &self,
+        wanted: &str,
+        operation: Operation,
+        desired: Desired,
+    ) -> Result<View, AppError> {
+        let id = self.find(wanted, Prefixes::Accepted)?.intent.id.clone();
+        self.change(&id, move |view| {
+            if admitted(operation, view)? == Admission::AlreadySo && view.intent.desired == desired
+            {
+                return Ok(None);
+            }
+            Ok(Some(InstanceIntent {
+                desired,
+                ..(*view.intent).clone()
+            }))
+        })
+        .await
+    }
+
+    async fn until_state(
+        &self,
+        view: View,
+        limit: Duration,
+        state: StateName,
+    ) -> Result<View, AppError> {
+        let id = view.intent.id.clone();
+        let waited = self
+            .wait_until(&id, limit, |view| {
+                view.is_current() && (view.status.state.name() == state || view.has_ended())
+            })
+            .await;
+        match waited {
+            Waiting::Done(view) | Waiting::TimedOut(view) => Ok(view),
+            Waiting::Gone => Err(AppError::no_instance(id.as_str())),
+        }
+    }
+
+    /// Deletes it and waits a while until nothing is left. Depends on nothing: the wish is durable, and
+    /// deleting again is fine.
+    ///
+    /// # Errors
+    /// [`AppError::Missing`] when there is none; the store's errors.
+    pub async fn delete_instance(&self, wanted: &str) -> Result<(), AppError> {
+        let id = self.find(wanted, Prefixes::Refused)?.intent.id.clone();
+        let changed = self
+            .change(&id, move |view| {
+                Ok(match admitted(Operation::Delete, view)? {
+                    Admission::AlreadySo => None,
+                    _ => Some(InstanceIntent {
+                        desired: Desired::Deleted,
+                        ..(*view.intent).clone()
+                    }),
+                })
+            })
+            .await;
+        match changed {
+            Ok(_) => {}
+            // Somebody else's delete was faster, from found to gone.
+            Err(AppError::Missing { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        self.wait_until(&id, self.0.settings.delete_wait, |_| false)
+            .await;
+        Ok(())
+    }
+
+    /// Changes environment and restart policy: the next run has them.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn update_instance(
+        &self,
+        wanted: &str,
+        request: UpdateInstanceRequest,
+    ) -> Result<View, AppError> {
+        if request
+            .auto_standby
+            .as_ref()
+            .is_some_and(|policy| policy.enabled)
+        {
+            return Err(warren_api::convert::ConvertError::NotYet {
+                field: "auto_standby",
+            }
+            .into());
+        }
+        if request
+            .health_check
+            .as_ref()
+            .is_some_and(|check| check.kind != HealthCheckType::None)
+        {
+            return Err(warren_api::convert::ConvertError::NotYet {
+                field: "health_check",
+            }
+            .into());
+        }
+        let restart = request
+            .restart_policy
+            .clone()
+            .map(|policy| restart_policy(Some(policy)))
+            .transpose()?;
+        let id = self.find(wanted, Prefixes::Accepted)?.intent.id.clone();
+        self.change(&id, move |view| {
+            let mut intent = (*view.intent).clone();
+            if let Some(env) = &request.env {
+                intent.spec.env.clone_from(env);
+            }
+            if let Some(restart) = restart {
+                intent.spec.restart = restart;
+            }
+            check_spec(&intent)?;
+            Ok((intent.spec != view.intent.spec).then_some(intent))
+        })
+        .await
+    }
+}
+
+fn check_spec(intent: &InstanceIntent) -> Result<(), AppError> {
+    intent
+        .spec
+        .check()
+        .map_err(|e| AppError::field("request", e.to_string()))
+}

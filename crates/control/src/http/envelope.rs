@@ -1,0 +1,168 @@
+//! What happens around every request: an id, a span, who may come in, a caught panic, the problem
+//! document, and the numbers.
+
+use super::Http;
+use super::reply::Failure;
+use crate::auth::{Auth, scope};
+use crate::guard;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use rand::Rng;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::time::Instant;
+use tracing::Instrument;
+use warren_api::{Code, Problem, problem::MEDIA_TYPE};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The client's own id for a request, if it is short and plain; else one of ours.
+fn request_id(request: &Request) -> HeaderValue {
+    request
+        .headers()
+        .get(REQUEST_ID)
+        .filter(|id| (1..=64).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic))
+        .cloned()
+        .unwrap_or_else(|| {
+            HeaderValue::from_str(&format!("{:016x}", rand::rng().random::<u64>()))
+                .expect("hexadecimal digits")
+        })
+}
+
+pub(super) async fn wrap(State(http): State<Http>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request_id(&request);
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("other", |route| route.as_str())
+        .to_owned();
+    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), %method, %path);
+    let answered = AssertUnwindSafe(next.run(request))
+        .catch_unwind()
+        .instrument(span.clone())
+        .await;
+    let mut response = answered.unwrap_or_else(|_| {
+        span.in_scope(|| tracing::error!("a handler panicked"));
+        Failure::new(
+            Code::Internal,
+            "something went wrong inside the server; its log has the cause",
+        )
+        .into_response()
+    });
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        write_problem(&mut response, problem.at(path));
+    }
+    let status = response.status();
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    let took = started.elapsed();
+    // A client may invent methods without end.
+    let known = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+    ];
+    let label = if known.contains(&method) {
+        method.as_str()
+    } else {
+        "OTHER"
+    };
+    http.app
+        .0
+        .metrics
+        .answered(label, &route, status.as_u16(), took);
+    span.in_scope(|| {
+        if status.is_server_error() && status.as_u16() != 501 {
+            tracing::warn!(
+                status = status.as_u16(),
+                took_ms = took.as_millis(),
+                "answered"
+            );
+        } else {
+            tracing::debug!(
+                status = status.as_u16(),
+                took_ms = took.as_millis(),
+                "answered"
+            );
+        }
+    });
+    response
+}
+
+fn write_problem(response: &mut Response, problem: Problem) {
+    let body = serde_json::to_vec(&problem).expect("our own schemas are JSON");
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+    headers.insert(header::CONTENT_LENGTH, body.len().into());
+    match problem.status {
+        401 => {
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"warren\""),
+            );
+        }
+        429 | 503 => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        _ => {}
+    }
+    *response.body_mut() = Body::from(body);
+}
+
+pub(super) async fn admit(
+    State(http): State<Http>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Failure> {
+    if matches!(*http.auth, Auth::Loopback) {
+        let peer = request
+            .extensions()
+            .get::<ConnectInfo<SocketAddr>>()
+            .map(|ConnectInfo(peer)| *peer);
+        guard::check(peer, request.uri(), request.headers())?;
+    }
+    if let Some((resource, action)) = scope(request.method(), request.uri().path()) {
+        let mut credentials = request.headers().get_all(header::AUTHORIZATION).iter();
+        let credential = match (credentials.next(), credentials.next()) {
+            (Some(one), None) => one.to_str().ok(),
+            _ => None,
+        };
+        let scopes = http.auth.authenticate(credential)?;
+        if !scopes.allow(resource, action) {
+            return Err(Failure::new(
+                Code::Forbidden,
+                format!("the token does not allow {resource}:{action}"),
+            ));
+        }
+    }
+    Ok(next.run(request).await)
+}
+
+pub(super) async fn no_route(uri: Uri) -> Failure {
+    let shown: String = uri.path().chars().take(200).collect();
+    Failure::new(
+        Code::RouteNotFound,
+        format!("there is no {shown} here: see /docs"),
+    )
+}
+
+pub(super) async fn no_method(method: Method) -> Failure {
+    Failure::new(
+        Code::MethodNotAllowed,
+        format!("this route does not take {method}: the Allow header says what it takes"),
+    )
+}

@@ -1,0 +1,91 @@
+//! The REST API: decode, call one use case, encode. Every refusal is a problem document; no rule about
+//! instances is made here.
+
+mod envelope;
+mod exec;
+mod extract;
+mod images;
+mod instances;
+mod reply;
+mod spec;
+mod sse;
+mod system;
+mod unserved;
+
+use crate::{App, Auth};
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::routing::get;
+use std::sync::Arc;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use spec::document;
+
+/// What every handler sees.
+#[derive(Clone)]
+pub(crate) struct Http {
+    pub(crate) app: App,
+    pub(crate) auth: Arc<Auth>,
+    pub(crate) spec: Arc<spec::Rendered>,
+}
+
+fn served() -> OpenApiRouter<Http> {
+    OpenApiRouter::with_openapi(spec::head())
+        .routes(routes!(system::health))
+        .routes(routes!(system::ready))
+        .routes(routes!(system::metrics))
+        .routes(routes!(system::resources))
+        .routes(routes!(system::host))
+        .routes(routes!(system::spec_json))
+        .routes(routes!(system::spec_yaml))
+        .routes(routes!(system::docs))
+        .routes(routes!(sse::events))
+        .routes(routes!(instances::list, instances::create))
+        .routes(routes!(
+            instances::get,
+            instances::delete,
+            instances::update
+        ))
+        .routes(routes!(instances::start))
+        .routes(routes!(instances::stop))
+        .routes(routes!(instances::pause))
+        .routes(routes!(instances::resume))
+        .routes(routes!(instances::wait))
+        .routes(routes!(instances::stats))
+        .routes(routes!(sse::logs))
+        .routes(routes!(exec::exec))
+        .routes(routes!(exec::attach))
+        .routes(routes!(images::list, images::create))
+        .routes(routes!(images::load))
+        .routes(routes!(images::get, images::delete))
+}
+
+/// The whole service.
+pub fn router(app: App, auth: Auth) -> Router {
+    let spec = Arc::new(spec::Rendered::new());
+    let limit = app.0.settings.body_limit;
+    let http = Http {
+        app,
+        auth: Arc::new(auth),
+        spec,
+    };
+    let (mut router, _) = served().split_for_parts();
+    // References contain slashes; clients send them bare or percent-encoded.
+    router = router.route(
+        "/images/{name}/{*rest}",
+        get(images::get_long).delete(images::delete_long),
+    );
+    router = unserved::add(router);
+    router
+        .fallback(envelope::no_route)
+        .method_not_allowed_fallback(envelope::no_method)
+        .layer(DefaultBodyLimit::max(limit))
+        .layer(middleware::from_fn_with_state(
+            http.clone(),
+            envelope::admit,
+        ))
+        .layer(middleware::from_fn_with_state(http.clone(), envelope::wrap))
+        .with_state(http)
+}

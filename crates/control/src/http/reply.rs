@@ -1,0 +1,86 @@
+//! Answers: JSON, problems, pages.
+
+use crate::app::{AppError, Outcome, PageOf};
+use axum::Json;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use warren_api::{Code, Problem};
+
+/// A refusal on its way out: the envelope writes the document, with the request's path.
+#[derive(Debug)]
+pub(crate) struct Failure(pub(crate) Problem);
+
+impl Failure {
+    pub(crate) fn new(code: Code, sentence: impl Into<String>) -> Self {
+        Failure(Problem::new(code, sentence))
+    }
+}
+
+impl From<AppError> for Failure {
+    fn from(error: AppError) -> Self {
+        Failure(Problem::from(&error))
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Failure(problem)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = status.into_response();
+        response.extensions_mut().insert(self.0);
+        response
+    }
+}
+
+/// What a handler gives.
+pub(crate) type Reply = Result<Response, Failure>;
+
+/// JSON with a status.
+pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    (status, Json(value)).into_response()
+}
+
+/// The same as an answer that can be kept.
+pub(crate) fn outcome<T: Serialize>(status: StatusCode, value: &T) -> Outcome {
+    Outcome {
+        status: status.as_u16(),
+        body: serde_json::to_string(value).expect("our own schemas are JSON"),
+    }
+}
+
+pub(crate) fn from_outcome(outcome: Outcome) -> Response {
+    let status = StatusCode::from_u16(outcome.status).unwrap_or(StatusCode::OK);
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/json")],
+        outcome.body,
+    )
+        .into_response()
+}
+
+/// The header that holds the next page's token.
+pub(crate) const NEXT_PAGE: HeaderName = HeaderName::from_static("x-next-page-token");
+
+/// A page: a plain array, the next page's token in a header and a `Link` (RFC 8288).
+pub(crate) fn page<T: Serialize>(page: &PageOf<T>) -> Response {
+    let mut response = json(StatusCode::OK, &page.items);
+    if let Some(next) = &page.next {
+        let headers = response.headers_mut();
+        // Base64 is a header value.
+        if let (Ok(token), Ok(link)) = (
+            HeaderValue::from_str(next),
+            HeaderValue::from_str(&format!("<?page_token={next}>; rel=\"next\"")),
+        ) {
+            headers.insert(NEXT_PAGE, token);
+            headers.insert(header::LINK, link);
+        }
+    }
+    response
+}

@@ -1,0 +1,86 @@
+//! The keys of the store and the documents under them. Nothing else builds or reads a key.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::net::Ipv4Addr;
+use warren_core::network::PortMapping;
+use warren_core::ports::store::Record;
+use warren_core::{InstanceId, PortError};
+
+/// Intents, by id.
+pub(crate) const INSTANCES: &str = "instance/";
+/// Last reported statuses, by id.
+pub(crate) const STATUSES: &str = "status/";
+/// The newest event: one key, so that events take no room; whoever watches it sees every one.
+pub(crate) const EVENT: &str = "event/latest";
+/// Idempotency records, by tenant and key.
+pub(crate) const IDEMPOTENCY: &str = "idempotency/";
+
+pub(crate) fn instance(id: &InstanceId) -> String {
+    format!("{INSTANCES}{id}")
+}
+
+pub(crate) fn status(id: &InstanceId) -> String {
+    format!("{STATUSES}{id}")
+}
+
+/// A name is free text; its bytes are escaped so that keys stay printable ASCII without inner slashes.
+pub(crate) fn name(tenant: &str, name: &str) -> String {
+    format!("name/{}/{}", escape(tenant), escape(name))
+}
+
+pub(crate) fn slug(slug: &str) -> String {
+    format!("slug/{slug}")
+}
+
+pub(crate) fn address(address: Ipv4Addr) -> String {
+    format!("address/{address}")
+}
+
+pub(crate) fn port(mapping: &PortMapping) -> String {
+    format!("port/{}/{}", mapping.protocol, mapping.host_port)
+}
+
+pub(crate) fn idempotency(tenant: &str, key: &str) -> String {
+    format!("{IDEMPOTENCY}{}/{}", escape(tenant), escape(key))
+}
+
+fn escape(text: &str) -> String {
+    use std::fmt::Write;
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.') {
+            out.push(char::from(byte));
+        } else {
+            write!(out, "%{byte:02X}").expect("a String takes everything");
+        }
+    }
+    out
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Bytes {
+    Bytes::from(serde_json::to_vec(value).expect("our own records are JSON"))
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(record: &Record) -> Result<T, PortError> {
+    serde_json::from_slice(&record.value).map_err(|e| {
+        PortError::bug(
+            "damaged_record",
+            format!("the record {} is damaged", record.key),
+        )
+        .with_source(e)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_reaches_another_tenants_key() {
+        assert_eq!(name("a/b", "c"), "name/a%2Fb/c");
+        assert_ne!(name("a", "b/c"), name("a/b", "c"));
+        assert_eq!(name("default", "My Workload"), "name/default/My%20Workload");
+    }
+}

@@ -1,0 +1,132 @@
+//! Numbers for Prometheus, in the OpenMetrics text format.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use std::time::Duration;
+use warren_core::state::StateName;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    method: String,
+    route: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    method: String,
+    route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum PullOutcome {
+    Done,
+    Failed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PullLabels {
+    outcome: PullOutcome,
+}
+
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    latency: Family<RouteLabels, Histogram>,
+    instances: Family<StateLabels, Gauge>,
+    pulls: Family<PullLabels, Counter>,
+    pulls_running: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("warren");
+        let requests = Family::default();
+        let latency = Family::<RouteLabels, Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.001, 3.0, 11))
+        });
+        let instances = Family::default();
+        let pulls = Family::default();
+        let pulls_running = Gauge::default();
+        registry.register("http_requests", "Requests answered", requests.clone());
+        registry.register(
+            "http_request_duration_seconds",
+            "Time from a request to the head of its answer",
+            latency.clone(),
+        );
+        registry.register("instances", "Instances by state", instances.clone());
+        registry.register("image_imports", "Pulls and loads ended", pulls.clone());
+        registry.register(
+            "image_imports_running",
+            "Pulls and loads queued or under way",
+            pulls_running.clone(),
+        );
+        Metrics {
+            registry,
+            requests,
+            latency,
+            instances,
+            pulls,
+            pulls_running,
+        }
+    }
+
+    /// `route` is the pattern and never the path: paths have no bound.
+    pub(crate) fn answered(&self, method: &str, route: &str, status: u16, took: Duration) {
+        self.requests
+            .get_or_create(&RequestLabels {
+                method: method.to_owned(),
+                route: route.to_owned(),
+                status,
+            })
+            .inc();
+        self.latency
+            .get_or_create(&RouteLabels {
+                method: method.to_owned(),
+                route: route.to_owned(),
+            })
+            .observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn pull_ended(&self, done: bool) {
+        let outcome = if done {
+            PullOutcome::Done
+        } else {
+            PullOutcome::Failed
+        };
+        self.pulls.get_or_create(&PullLabels { outcome }).inc();
+    }
+
+    pub(crate) fn text(
+        &self,
+        states: impl Iterator<Item = StateName>,
+        pulls_running: usize,
+    ) -> String {
+        let mut counts = std::collections::BTreeMap::from(StateName::ALL.map(|s| (s, 0i64)));
+        for state in states {
+            *counts.entry(state).or_default() += 1;
+        }
+        for (state, count) in counts {
+            self.instances
+                .get_or_create(&StateLabels {
+                    state: state.to_string(),
+                })
+                .set(count);
+        }
+        self.pulls_running
+            .set(i64::try_from(pulls_running).unwrap_or(i64::MAX));
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("a String takes everything");
+        text
+    }
+}

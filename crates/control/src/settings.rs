@@ -1,0 +1,57 @@
+//! What the binary decides about control.
+
+use std::path::PathBuf;
+use std::time::Duration;
+use warren_core::InstallationId;
+
+/// See each field; `new` has sensible values.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whose names the host's objects carry.
+    pub installation: InstallationId,
+    /// Where uploads are spooled: a directory of ours on the data directory's file system.
+    pub spool: PathBuf,
+    /// Virtual processors promised per processor.
+    pub vcpu_overcommit: u32,
+    /// Images that come in at the same time.
+    pub pulls: usize,
+    /// How long a create or start waits for its effect.
+    pub start_wait: Duration,
+    /// How long a delete waits for its effect.
+    pub delete_wait: Duration,
+    /// How long an ended instance that removes itself stays, for its creator to read the exit code.
+    pub removal_delay: Duration,
+    /// How long idempotency keys are kept.
+    pub idempotency_age: Duration,
+    /// The largest JSON body, bytes.
+    pub body_limit: usize,
+    /// The largest uploaded archive, bytes.
+    pub upload_limit: u64,
+    /// Bytes of the spool's file system that uploads leave free.
+    pub upload_reserve: u64,
+    /// Connections at the same time.
+    pub connections: usize,
+    /// How long connections may go on after a shutdown was asked for.
+    pub shutdown_grace: Duration,
+}
+
+impl Settings {
+    /// The values that fit one machine.
+    pub fn new(installation: InstallationId, spool: PathBuf) -> Self {
+        Settings {
+            installation,
+            spool,
+            vcpu_overcommit: 16,
+            pulls: 3,
+            start_wait: Duration::from_secs(30),
+            delete_wait: Duration::from_secs(30),
+            removal_delay: Duration::from_secs(10),
+            idempotency_age: Duration::from_secs(24 * 3600),
+            body_limit: 1 << 20,
+            upload_limit: 64 << 30,
+            upload_reserve: 256 << 20,
+            connections: 1024,
+            shutdown_grace: Duration::from_secs(10),
+        }
+    }
+}
