@@ -1,1 +1,24 @@
 //! OCI reference to verified layers to one read-only EROFS disk, in one streaming pass; writable disks.
+//!
+//! Owns `<data>/images` and the files of writable disks. Must never: unpack anything onto the host's file system,
+//! mount, use a loop device, need root, or believe a byte that came from a registry or an archive before its digest
+//! was checked. Called through the ports `Images` and `Volumes` of `warren-core`.
+//!
+//! The path of an image: `source` says which layers there are and brings their bytes, `pipeline` verifies and
+//! decompresses them, `tar` and `merge` make one tree of them, `erofs` writes it, `store` publishes it.
+
+mod decompress;
+mod digest;
+pub mod erofs;
+mod limits;
+pub mod merge;
+pub mod pipeline;
+pub mod source;
+pub mod store;
+pub mod tar;
+pub mod volumes;
+
+pub use digest::{Digest, DigestError};
+pub use limits::{LimitExceeded, Limits};
+pub use store::{ImageStore, Options, StoreError};
+pub use volumes::WritableDisks;

@@ -1,0 +1,166 @@
+//! Where images come from: a registry, an OCI layout, an OCI or docker archive, a root-file-system tarball.
+//!
+//! Owns: references, manifests, and the way to each layer's bytes. Must never: hand on a manifest or a configuration
+//! whose digest was not checked, or hold a layer in memory. Layers are verified by `pipeline` as they pass.
+
+pub(crate) mod archive;
+pub(crate) mod layout;
+pub(crate) mod manifest;
+pub(crate) mod reference;
+pub(crate) mod registry;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::decompress::Decoder;
+use archive::ArchiveIndex;
+use layout::{Files, Found};
+use manifest::{Platform, Wanted};
+
+pub use reference::{Reference, ReferenceError};
+
+/// Why a source does not give an image.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// A file of a layout or an archive.
+    #[error("{what} cannot be read")]
+    Read {
+        /// Which.
+        what: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing that is an image.
+    #[error(
+        "this is neither an OCI layout nor an OCI archive, a docker archive or a tarball of a root file system"
+    )]
+    NotAnImage,
+    /// A document that is not what the specification says.
+    #[error("{what} is not valid: {why}")]
+    Malformed {
+        /// Which document.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A document or blob is not what its digest says.
+    #[error("{what} does not have the digest {expected}: it is damaged or was tampered with")]
+    Digest {
+        /// Which.
+        what: String,
+        /// Promised.
+        expected: String,
+    },
+    /// A document is larger than is sane.
+    #[error("{what} is larger than {limit} bytes")]
+    TooLarge {
+        /// Which.
+        what: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// What the manifest describes is not a container image.
+    #[error("{0}")]
+    NotRunnable(String),
+    /// An index without the wanted platform.
+    #[error("there is no image for {wanted}; there are: {found}")]
+    Platform {
+        /// Asked for.
+        wanted: String,
+        /// Offered.
+        found: String,
+    },
+    /// A reference that is not one.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] registry::RegistryError),
+}
+
+/// A path on this host, told apart by content.
+pub(crate) enum Local {
+    /// Images, each with its layers.
+    Images(Vec<Found>),
+    /// One layer: the tarball of a root file system.
+    RootFs,
+}
+
+/// Looks at a path: an OCI layout, an OCI or docker archive, or a tarball. A compressed archive of an image is spooled
+/// into `spool` first, because its files are needed in another order than they come.
+pub(crate) async fn open_local(
+    path: &Path,
+    spool: &Path,
+    platform: &Platform,
+    wanted: Wanted,
+) -> Result<Local, SourceError> {
+    let read = |source| SourceError::Read {
+        what: path.display().to_string(),
+        source,
+    };
+    if std::fs::metadata(path).map_err(read)?.is_dir() {
+        let files = Files::Directory(path.to_owned());
+        let images = layout::read_layout(&files, platform, wanted).await?;
+        return images.map(Local::Images).ok_or(SourceError::NotAnImage);
+    }
+    let index = {
+        let (path, spool) = (path.to_owned(), spool.to_owned());
+        tokio::task::spawn_blocking(move || index_archive(&path, &spool))
+            .await
+            .map_err(|error| read(io::Error::other(error)))??
+    };
+    let Some(index) = index else {
+        return Ok(Local::RootFs);
+    };
+    let files = Files::Archive(Arc::new(index));
+    if let Some(images) = layout::read_layout(&files, platform, wanted).await? {
+        return Ok(Local::Images(images));
+    }
+    Ok(match layout::read_docker(&files)? {
+        Some(images) => Local::Images(images),
+        None => Local::RootFs,
+    })
+}
+
+/// The index of an image archive, `None` for any other tar archive.
+fn index_archive(path: &Path, spool: &Path) -> Result<Option<ArchiveIndex>, SourceError> {
+    let read = |source| SourceError::Read {
+        what: path.display().to_string(),
+        source,
+    };
+    let open = || layout::open_regular(path).map_err(read);
+    let decoder =
+        |(file, _)| Decoder::new(io::BufReader::with_capacity(128 << 10, file)).map_err(read);
+    let mut first = decoder(open()?)?;
+    if let Decoder::Plain(_) = first {
+        return ArchiveIndex::read(open()?.0).map_err(|_| SourceError::NotAnImage);
+    }
+    // An image archive shows itself within its first entries; a root file system would be spooled for nothing.
+    if !looks_like_archive(&mut first) {
+        return Ok(None);
+    }
+    let mut file = tempfile::tempfile_in(spool).map_err(read)?;
+    io::copy(&mut decoder(open()?)?, &mut file).map_err(read)?;
+    ArchiveIndex::read(file).map_err(|_| SourceError::NotAnImage)
+}
+
+/// Whether the first name is one that only image archives begin with.
+fn looks_like_archive(from: &mut impl io::Read) -> bool {
+    let mut reader = crate::tar::Reader::new(io::BufReader::new(from), 1 << 20);
+    let Ok(Some(entry)) = reader.next_entry() else {
+        return false;
+    };
+    let name = String::from_utf8_lossy(&entry.path);
+    let name = name.trim_start_matches("./");
+    let first = name.split('/').next().unwrap_or_default();
+    let stem = first
+        .strip_suffix(".json")
+        .or(first.strip_suffix(".tar"))
+        .unwrap_or(first);
+    matches!(
+        first,
+        "blobs" | "index.json" | "oci-layout" | "manifest.json" | "repositories"
+    ) || (stem.len() == 64 && stem.bytes().all(|b| b.is_ascii_hexdigit()))
+}

@@ -1,0 +1,189 @@
+//! What goes wrong with images, and what users are told of it.
+
+use std::sync::Arc;
+
+use warren_core::{ErrorClass, PortError};
+
+use crate::erofs::ErofsError;
+use crate::merge::MergeError;
+use crate::pipeline::ConvertError;
+use crate::source::SourceError;
+use crate::source::registry::RegistryError;
+
+/// Why the store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The data directory.
+    #[error("{what} failed")]
+    Disk {
+        /// At what.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Where the image should come from.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Its layers.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// A failure that several callers share.
+    #[error(transparent)]
+    Shared(Arc<StoreError>),
+    /// An id that cannot be one.
+    #[error("{0:?} is not an image id: use letters, digits, dots, dashes and underscores")]
+    Id(String),
+    /// A source without a name.
+    #[error("the source does not say what the image is called")]
+    NameNeeded,
+    /// One id for several images.
+    #[error("the archive has {0} images, which cannot all have one id")]
+    OneIdForMany(usize),
+    /// The same path is being loaded under another name.
+    #[error("the same file is being loaded already")]
+    Busy,
+}
+
+impl From<StoreError> for PortError {
+    fn from(error: StoreError) -> Self {
+        let described = describe(&error);
+        described.with_source(error)
+    }
+}
+
+fn describe(error: &StoreError) -> PortError {
+    let text = error.to_string();
+    match error {
+        StoreError::Shared(shared) => describe(shared),
+        StoreError::Disk { what, source } => io(what, source),
+        StoreError::Source(source) => describe_source(source),
+        StoreError::Convert(convert) => describe_convert(convert),
+        StoreError::Id(_) => PortError::invalid("image_id_invalid", text),
+        StoreError::NameNeeded => PortError::invalid("image_name_needed", text)
+            .with_hint("give it a name: `warren load PATH --name REF`"),
+        StoreError::OneIdForMany(_) => {
+            PortError::invalid("image_id_ambiguous", text).with_hint("load it without an id")
+        }
+        StoreError::Busy => PortError::retry("image_busy", text),
+    }
+}
+
+/// The port's own reading of an I/O error; the error itself stays the source.
+fn io(what: &str, source: &std::io::Error) -> PortError {
+    let copy = match source.raw_os_error() {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => std::io::Error::new(source.kind(), source.to_string()),
+    };
+    PortError::io(what, copy)
+}
+
+fn describe_source(error: &SourceError) -> PortError {
+    let text = error.to_string();
+    match error {
+        SourceError::Read { what, source } => match source.kind() {
+            std::io::ErrorKind::NotFound => {
+                PortError::not_found("image_source_not_found", format!("{what} is not there"))
+            }
+            _ => io(&text, source),
+        },
+        SourceError::NotAnImage => PortError::invalid("not_an_image", text).with_hint(
+            "give an OCI layout, the output of `docker save`, or a tarball of a root file system",
+        ),
+        SourceError::Malformed { .. } => PortError::invalid("image_malformed", text),
+        SourceError::Digest { .. } => {
+            PortError::retry("image_damaged", text).with_hint("try again, or get it elsewhere")
+        }
+        SourceError::TooLarge { .. } => PortError::invalid("image_limit_exceeded", text),
+        SourceError::NotRunnable(_) => PortError::invalid("image_not_runnable", text),
+        SourceError::Platform { .. } => PortError::invalid("image_platform_missing", text)
+            .with_hint("choose one of them with `--platform`"),
+        SourceError::Reference(_) => PortError::invalid("image_reference_invalid", text),
+        SourceError::Registry(registry) => describe_registry(registry),
+    }
+}
+
+fn describe_registry(error: &RegistryError) -> PortError {
+    let text = error.to_string();
+    match error {
+        RegistryError::Unreachable { .. } => PortError::retry("registry_unreachable", text)
+            .with_hint(
+                "check its name and the network; for a registry without TLS add `--plain-http`",
+            ),
+        RegistryError::PlainHttp { .. } => PortError::invalid("registry_plain_http", text)
+            .with_hint("if you trust the network, add `--plain-http`"),
+        RegistryError::Denied { registry, .. } => {
+            PortError::new(ErrorClass::Denied, "registry_denied", text).with_hint(format!(
+                "log in with `docker login {registry}` or give credentials, and check the name"
+            ))
+        }
+        RegistryError::NotFound { .. } => {
+            PortError::not_found("image_not_found", text).with_hint("check the name and the tag")
+        }
+        RegistryError::RateLimited { retry_after, .. } => {
+            let when = match retry_after {
+                Some(after) => format!("try again in {} s", after.as_secs()),
+                None => "try again later, or log in".to_owned(),
+            };
+            PortError::retry("registry_rate_limited", text).with_hint(when)
+        }
+        RegistryError::Status { status, .. } if *status >= 500 => {
+            PortError::retry("registry_failed", text).with_hint("try again later")
+        }
+        RegistryError::Status { .. } => PortError::invalid("registry_refused", text),
+        RegistryError::Wrong { .. } => {
+            PortError::retry("image_damaged", text).with_hint("try again, or get it elsewhere")
+        }
+        RegistryError::Write(source) => io("writing a layer", source),
+        RegistryError::Credentials { .. } => {
+            PortError::invalid("registry_credentials_invalid", text)
+        }
+        RegistryError::Cancelled => PortError::retry("cancelled", text),
+    }
+}
+
+fn describe_convert(error: &ConvertError) -> PortError {
+    let text = error.to_string();
+    match error {
+        ConvertError::Read { source, .. } => {
+            // A layer that is still being downloaded fails with the download's own error.
+            match source
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<Arc<RegistryError>>())
+            {
+                Some(registry) => describe_registry(registry),
+                None => io(&text, source),
+            }
+        }
+        ConvertError::Decompress { .. }
+        | ConvertError::Size { .. }
+        | ConvertError::Digest { .. }
+        | ConvertError::DiffId { .. } => PortError::invalid("image_damaged", text)
+            .with_hint("get the image again, or from elsewhere"),
+        ConvertError::Layer { source, .. } | ConvertError::Finish(source) => {
+            describe_merge(&text, source)
+        }
+        ConvertError::Limit(_) => limit(text),
+        ConvertError::Cancelled => PortError::retry("cancelled", text),
+    }
+}
+
+fn describe_merge(what: &str, error: &MergeError) -> PortError {
+    let text = format!("{what}: {error}");
+    match error {
+        MergeError::Erofs(ErofsError::Write(source)) => io("writing the disk", source),
+        MergeError::Erofs(ErofsError::TooLarge { .. }) | MergeError::Limit(_) => limit(text),
+        MergeError::HostileName(_) => PortError::invalid("image_hostile", text),
+        MergeError::Tar(_)
+        | MergeError::Erofs(_)
+        | MergeError::HardLink { .. }
+        | MergeError::NotADirectory(_)
+        | MergeError::SymlinkLoop(_)
+        | MergeError::Root => PortError::invalid("image_malformed", text),
+    }
+}
+
+fn limit(text: String) -> PortError {
+    PortError::invalid("image_limit_exceeded", text)
+        .with_hint("raise the limit in the configuration if you trust the image")
+}

@@ -1,0 +1,120 @@
+//! Files that appear whole or not at all.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FlockOperation, flock};
+
+const PREFIX: &str = ".tmp-";
+
+/// A file that is being written, under a name of its own, locked. Gone when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Temporary {
+    file: File,
+    path: PathBuf,
+    published: bool,
+}
+
+impl Temporary {
+    /// Makes one in the directory of the file it will become.
+    pub(crate) fn beside(target: &Path) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let directory = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let started = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |now| now.as_nanos());
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = directory.join(format!(
+                "{PREFIX}{}-{started:x}-{number}",
+                std::process::id()
+            ));
+            match OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)
+            {
+                Ok(file) => {
+                    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+                    return Ok(Temporary {
+                        file,
+                        path,
+                        published: false,
+                    });
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    pub(crate) fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes it durable, then visible, then its name durable.
+    pub(crate) fn publish(mut self, target: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.path, target)?;
+        self.published = true;
+        sync_directory(target)
+    }
+}
+
+impl Temporary {
+    /// Makes its bytes durable, then visible, unless something has the name already, which then stays.
+    pub(crate) fn publish_new(self, target: &Path) -> io::Result<()> {
+        self.file.sync_data()?;
+        match std::fs::hard_link(&self.path, target) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            // Dropping this removes the temporary name.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.published {
+            // What cannot be removed now is removed when the store is opened next.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes a file durably; nothing to do when it is not there.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Ok(()) => sync_directory(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the temporary files of a directory that no process holds.
+pub(crate) fn clean(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        let Ok(file) = File::open(entry.path()) else {
+            continue;
+        };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn sync_directory(of: &Path) -> io::Result<()> {
+    File::open(of.parent().ok_or(io::ErrorKind::InvalidInput)?)?.sync_all()
+}

@@ -1,0 +1,191 @@
+//! Pulls: resolve, fetch what is missing, convert while it comes, record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use warren_core::image::{ImageProgress, ImageRecord, LayerPhase};
+use warren_core::ports::images::{ProgressSink, PullRequest, RegistryCredentials};
+
+use super::blobs::Layer as Blob;
+use super::convert::{Job, Listeners, layer_event};
+use super::{ImageStore, NewRecord, StoreError, records};
+use crate::pipeline::{ConvertError, LayerInput};
+use crate::source::Reference;
+use crate::source::layout::open_regular;
+use crate::source::manifest::{self, Image, Platform, Wanted};
+use crate::source::registry::{Client, Credentials, Download, credentials_for};
+
+/// How often download progress is told.
+const TICK: Duration = Duration::from_millis(100);
+
+impl ImageStore {
+    pub(super) async fn pull_image(
+        &self,
+        request: PullRequest,
+        progress: ProgressSink,
+    ) -> Result<ImageRecord, StoreError> {
+        if let Some(id) = &request.id {
+            records::check_id(id)?;
+        }
+        let reference: Reference = request
+            .reference
+            .parse()
+            .map_err(crate::source::SourceError::from)?;
+        let (platform, wanted) = platform_of(request.platform.as_deref())?;
+        let credentials = match request.credentials {
+            Some(RegistryCredentials::Basic { username, password }) => {
+                Credentials::Basic { username, password }
+            }
+            Some(RegistryCredentials::Token(token)) => Credentials::Token(token),
+            None => self.configured_credentials(reference.registry()).await?,
+        };
+        let client = Client::new(
+            &reference,
+            request.transport,
+            credentials,
+            self.options.stall,
+        )
+        .map_err(crate::source::SourceError::from)?;
+        let client = Arc::new(client);
+        let bytes = client.manifest(&reference).await?;
+        let image = manifest::resolve(client.as_ref(), bytes, &platform, wanted).await?;
+        resolved(&image, &progress);
+        self.ensure_pulled(&image, &client, &progress).await?;
+        for layer in &image.layers {
+            progress(layer_event(layer, LayerPhase::Done, layer.size));
+        }
+        self.record(NewRecord {
+            id: request.id,
+            name: reference.to_string(),
+            digest: image.digest,
+            platform: image.platform,
+            config: image.config,
+            tags: request.tags,
+            layers: image.layers.into_iter().map(|layer| layer.digest).collect(),
+        })
+        .await
+    }
+
+    async fn configured_credentials(&self, registry: &str) -> Result<Credentials, StoreError> {
+        let (registry, config) = (registry.to_owned(), self.options.docker_config.clone());
+        tokio::task::spawn_blocking(move || credentials_for(&registry, config.as_deref()))
+            .await
+            .map_err(|error| StoreError::Disk {
+                what: "reading credentials",
+                source: std::io::Error::other(error),
+            })?
+            .map_err(|error| crate::source::SourceError::from(error).into())
+    }
+
+    async fn ensure_pulled(
+        &self,
+        image: &Image,
+        client: &Arc<Client>,
+        progress: &ProgressSink,
+    ) -> Result<(), StoreError> {
+        let path = self.disk_path(&image.digest);
+        if path.is_file() {
+            return Ok(());
+        }
+        let start = |listeners: Listeners| {
+            let mut downloads = Vec::new();
+            let mut inputs = Vec::new();
+            for layer in &image.layers {
+                listeners.tell(&layer_event(layer, LayerPhase::Waiting, 0));
+                let open: crate::pipeline::OpenLayer =
+                    match self.blobs.get_or_start(&layer.digest, layer.size, client) {
+                        Blob::Here(path) => Box::new(move |_: &CancellationToken| {
+                            Ok(Box::new(open_regular(&path)?.0))
+                        }),
+                        Blob::Coming(download) => {
+                            downloads.push((layer.clone(), Arc::clone(&download)));
+                            Box::new(move |stop: &CancellationToken| {
+                                Ok(Box::new(download.feed(stop.clone())))
+                            })
+                        }
+                    };
+                inputs.push(LayerInput {
+                    digest: Some(layer.digest.clone()),
+                    size: Some(layer.size),
+                    diff_id: Some(layer.diff_id.clone()),
+                    open,
+                });
+            }
+            let job = Job {
+                layers: image.layers.clone(),
+                inputs,
+            };
+            let target = path.clone();
+            let work = self.convert(
+                job,
+                Some(image.digest.prefix()),
+                listeners.clone(),
+                Box::new(move |_| target),
+            );
+            let future: std::pin::Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
+                let told = tell_downloads(&downloads, &listeners);
+                tokio::select! {
+                    result = work => result.map(|_| ()).map_err(Arc::new),
+                    () = told => Err(Arc::new(StoreError::Convert(ConvertError::Cancelled))),
+                }
+            });
+            future
+        };
+        let result = self
+            .flights
+            .join(&image.digest, Arc::clone(progress), start)
+            .await;
+        if let Err(error) = &result {
+            self.forget_damaged(image, error);
+        }
+        result.map_err(StoreError::Shared)
+    }
+
+    /// A layer on disk that is not what its name says must not be found again.
+    fn forget_damaged(&self, image: &Image, error: &StoreError) {
+        let damaged = match error {
+            StoreError::Convert(
+                ConvertError::Digest { layer, .. } | ConvertError::Size { layer, .. },
+            ) => *layer,
+            StoreError::Convert(ConvertError::Decompress { layer, .. }) => *layer,
+            _ => return,
+        };
+        if let Some(layer) = image.layers.get(damaged)
+            && let Err(error) = self.blobs.remove(&layer.digest)
+        {
+            tracing::warn!(digest = %layer.digest, %error, "a damaged layer could not be removed");
+        }
+    }
+}
+
+/// Never ends: it is dropped with the conversion.
+async fn tell_downloads(downloads: &[(manifest::Layer, Arc<Download>)], listeners: &Listeners) {
+    let mut told = vec![0u64; downloads.len()];
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tick.tick().await;
+        for ((layer, download), told) in downloads.iter().zip(&mut told) {
+            let written = download.written();
+            if written != *told {
+                *told = written;
+                listeners.tell(&layer_event(layer, LayerPhase::Downloading, written));
+            }
+        }
+    }
+}
+
+pub(super) fn platform_of(text: Option<&str>) -> Result<(Platform, Wanted), StoreError> {
+    Ok(match text {
+        Some(text) => (Platform::parse(text)?, Wanted::Explicitly),
+        None => (Platform::host(), Wanted::ByHost),
+    })
+}
+
+pub(super) fn resolved(image: &Image, progress: &ProgressSink) {
+    progress(ImageProgress::Resolved {
+        digest: image.digest.to_string(),
+        layers: image.layers.len(),
+        total_bytes: image.layers.iter().map(|layer| layer.size).sum(),
+    });
+}
