@@ -1,0 +1,101 @@
+//! A copy of a store that is in use: one consistent snapshot, complete or not there at all.
+
+use super::error::from_sqlite;
+use super::{meta, record, schema};
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, OpenFlags};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use warren_core::PortError;
+use warren_core::ports::store::Revision;
+
+/// How long a copy may wait for a lock that somebody else holds on the source.
+const ATTEMPTS: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Copies the store at `from` into the new file `to`. Blocks.
+pub(super) fn copy(from: &Path, to: &Path) -> Result<Revision, PortError> {
+    let partial = partial_path(to);
+    let copied = copy_into(from, to, &partial);
+    // After success it is the second name of the backup, after a failure half a backup.
+    if let Err(error) = std::fs::remove_file(&partial)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "the unfinished copy of a backup could not be removed");
+    }
+    copied
+}
+
+fn partial_path(to: &Path) -> PathBuf {
+    let mut path = to.as_os_str().to_owned();
+    path.push(format!(".{}.partial", std::process::id()));
+    path.into()
+}
+
+fn copy_into(from: &Path, to: &Path, partial: &Path) -> Result<Revision, PortError> {
+    let exists = || {
+        PortError::conflict("backup_exists", "there is already a file of that name")
+            .with_hint("choose another name")
+    };
+    if to.exists() {
+        return Err(exists());
+    }
+    let failed = |error| from_sqlite("be backed up", error);
+    let io = |error| PortError::io("cannot write the backup", error);
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(partial)
+        .map_err(io)?;
+    let source = Connection::open_with_flags(
+        from,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(failed)?;
+    schema::configure(&source).map_err(failed)?;
+    let mut target = Connection::open(partial).map_err(failed)?;
+    step_through(&source, &mut target)?;
+    // A backup is one file: without this it would want its log beside it.
+    target
+        .query_row("PRAGMA journal_mode = DELETE", [], |row| {
+            row.get::<_, String>(0)
+        })
+        .map_err(failed)?;
+    let (revision, _) = record::counters(&target).map_err(failed)?;
+    meta::set(&target, meta::BACKUP_OF, &revision.to_string())?;
+    target.close().map_err(|(_, error)| failed(error))?;
+    File::open(partial)
+        .and_then(|file| file.sync_all())
+        .map_err(io)?;
+    // A link, unlike a rename, never replaces what has appeared under that name meanwhile.
+    std::fs::hard_link(partial, to).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => exists(),
+        _ => io(error),
+    })?;
+    if let Some(directory) = to.parent().filter(|path| !path.as_os_str().is_empty()) {
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(io)?;
+    }
+    Ok(revision)
+}
+
+fn step_through(source: &Connection, target: &mut Connection) -> Result<(), PortError> {
+    let failed = |error| from_sqlite("be backed up", error);
+    let backup = Backup::new(source, target).map_err(failed)?;
+    for _ in 0..ATTEMPTS {
+        // All pages in one read transaction: with a log, that keeps no writer waiting.
+        match backup.step(-1).map_err(failed)? {
+            StepResult::Done => return Ok(()),
+            _ => std::thread::sleep(PAUSE),
+        }
+    }
+    Err(PortError::retry(
+        "store_busy",
+        "the store was too busy to be backed up",
+    ))
+}
