@@ -407,7 +407,75 @@ impl Pipe {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::super::reaper::Scope;
     use super::*;
+
+    fn launch(command: &[String], reaper: &Reaper) -> Result<Process, ExitReport> {
+        let user = User {
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            home: "/".to_owned(),
+        };
+        let connection = Connection::Pipes(Input::Pipe);
+        let env = environment(
+            &[&[("A".to_owned(), "b".to_owned())]],
+            &user,
+            "host",
+            connection,
+        );
+        start(
+            &Launch {
+                command,
+                env,
+                working_dir: "/",
+                user: &user,
+                connection,
+            },
+            reaper,
+        )
+    }
+
+    fn words(command: &[&str]) -> Vec<String> {
+        command.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn processes_run_in_their_environment_and_their_exits_are_collected() {
+        let reaper = Arc::new(Reaper::new(Scope::Registered));
+        reaper.start().unwrap();
+        let script = words(&["sh", "-c", "echo $A $HOSTNAME $HOME; exit 7"]);
+        let mut process = launch(&script, &reaper).unwrap();
+        let limit = Duration::from_secs(10);
+        let status = tokio::time::timeout(limit, process.exited()).await.unwrap();
+        assert_eq!(status, ExitStatus::Code(7));
+        let mut buffer = [0; 100];
+        let read = process.stdout.read(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..read], b"b host /\n");
+        for (command, code) in [
+            ("/no/such/thing", 127),
+            ("no-such-thing", 127),
+            ("/etc", 126),
+        ] {
+            let report = launch(&words(&[command]), &reaper).unwrap_err();
+            assert_eq!(report.status, ExitStatus::Code(code), "{report:?}");
+        }
+        assert!(launch(&words(&["sh", "a\0b"]), &reaper).is_err());
+    }
+
+    #[tokio::test]
+    async fn dropping_a_process_hangs_up_on_its_group() {
+        let reaper = Arc::new(Reaper::new(Scope::Registered));
+        reaper.start().unwrap();
+        let process = launch(&words(&["sh", "-c", "sleep 1000; true"]), &reaper).unwrap();
+        let stdout = process.stdout.clone();
+        drop(process);
+        // The output ends when the last of the group is gone.
+        let mut buffer = [0; 10];
+        let ended = tokio::time::timeout(Duration::from_secs(10), stdout.read(&mut buffer));
+        assert_eq!(ended.await.unwrap().unwrap(), 0);
+    }
 
     #[test]
     fn signals_have_names_numbers_and_limits() {
