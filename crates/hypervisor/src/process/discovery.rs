@@ -31,10 +31,10 @@ fn is_vmm(cmdline: &[u8], name: &str) -> bool {
         .any(|pair| pair[0] == b"-name" && pair[1].starts_with(wanted.as_bytes()))
 }
 
-/// The VMM of `home` among all processes of this user, or of root's when we are root.
+/// The VMM of `home` among all processes of this user: another user's could pretend to be it.
 pub(crate) fn find(home: &InstanceHome) -> std::io::Result<Option<ProcessIdentity>> {
     let name = guest_name(home);
-    let user = rustix::process::geteuid();
+    let user = rustix::process::geteuid().as_raw();
     for entry in std::fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
         let Some(pid) = entry
@@ -50,10 +50,9 @@ pub(crate) fn find(home: &InstanceHome) -> std::io::Result<Option<ProcessIdentit
         };
         let ours = std::fs::read(entry.path().join("cmdline"))
             .is_ok_and(|cmdline| is_vmm(&cmdline, &name))
-            && (user.is_root()
-                || entry
-                    .metadata()
-                    .is_ok_and(|metadata| metadata.uid() == user.as_raw()));
+            && entry
+                .metadata()
+                .is_ok_and(|metadata| metadata.uid() == user);
         if ours && identify(pid).as_ref() == Some(&identity) {
             return Ok(Some(identity));
         }

@@ -76,3 +76,38 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_written_and_a_damaged_one_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        let mut record = Record {
+            home: InstanceHome {
+                id: "web".parse().unwrap(),
+                handle: "aaaabbbb".parse().unwrap(),
+                installation: "wxyz".parse().unwrap(),
+                directory: root.path().to_owned(),
+            },
+            kind: HypervisorKind::QemuMicrovm,
+            accelerator: Accelerator::Tcg,
+            config_sha256: "00".to_owned(),
+            stage: Stage::Starting,
+        };
+        assert_eq!(Record::read(root.path()).unwrap(), None);
+        record.write().unwrap();
+        assert_eq!(Record::read(root.path()).unwrap(), Some(record.clone()));
+        record.stage = Stage::Started {
+            process: super::super::identify(std::process::id()).unwrap(),
+        };
+        record.write().unwrap();
+        assert_eq!(Record::read(root.path()).unwrap(), Some(record));
+        for damage in ["", "{", "[1]", &"x".repeat(1 << 20)] {
+            std::fs::write(root.path().join(FILE), damage).unwrap();
+            assert_eq!(Record::read(root.path()).unwrap(), None);
+        }
+    }
+}

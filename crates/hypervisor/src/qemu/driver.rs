@@ -182,14 +182,40 @@ fn config_digest(machine: &MachineConfig) -> String {
     crate::cache::digest(&bytes)
 }
 
-/// From an empty home directory to a running process.
+/// From an empty home directory to a running process. The lock is held all the while.
 fn start(
     machine: &MachineConfig,
     resolved: &Resolved,
     extra_cmdline: &[String],
-    nic: Option<(NicKind, OwnedFd)>,
+    nic: Option<&(NicKind, OwnedFd)>,
     lock: &Lock,
     runtime: &tokio::runtime::Handle,
+) -> Result<ProcessIdentity, PortError> {
+    let mut record = Record {
+        home: machine.home.clone(),
+        kind: HypervisorKind::QemuMicrovm,
+        accelerator: resolved.decision.accelerator,
+        config_sha256: config_digest(machine),
+        stage: Stage::Starting,
+    };
+    let process = launch(machine, resolved, extra_cmdline, nic, lock, &record)?;
+    process::reap_at_end(&process, runtime);
+    record.stage = Stage::Started {
+        process: process.clone(),
+    };
+    // Should this fail (a full disk), the VMM runs and is found by its lock and its arguments.
+    record.write()?;
+    Ok(process)
+}
+
+/// Everything before there is a process, and the process.
+fn launch(
+    machine: &MachineConfig,
+    resolved: &Resolved,
+    extra_cmdline: &[String],
+    nic: Option<&(NicKind, OwnedFd)>,
+    lock: &Lock,
+    intent: &Record,
 ) -> Result<ProcessIdentity, PortError> {
     let directory = &machine.home.directory;
     let bind = |name| {
@@ -203,7 +229,7 @@ fn start(
         qmp: qmp.as_raw_fd(),
         channel: channel.as_raw_fd(),
         console: console.as_raw_fd(),
-        nic: nic.as_ref().map(|(kind, descriptor)| match kind {
+        nic: nic.map(|(kind, descriptor)| match kind {
             NicKind::Tap => NicDescriptor::Tap(descriptor.as_raw_fd()),
             NicKind::Stream => NicDescriptor::Stream(descriptor.as_raw_fd()),
         }),
@@ -215,36 +241,25 @@ fn start(
         extra_cmdline,
     };
     let arguments = argv::arguments(machine, &platform, &descriptors)?;
-    let mut record = Record {
-        home: machine.home.clone(),
-        kind: HypervisorKind::QemuMicrovm,
-        accelerator: resolved.decision.accelerator,
-        config_sha256: config_digest(machine),
-        stage: Stage::Starting,
-    };
-    record.write()?;
+    intent.write()?;
     let mut inherited = vec![
         descriptors.qmp,
         descriptors.channel,
         descriptors.console,
         lock.descriptor().as_raw_fd(),
     ];
-    inherited.extend(nic.as_ref().map(|(_, descriptor)| descriptor.as_raw_fd()));
+    inherited.extend(nic.map(|(_, descriptor)| descriptor.as_raw_fd()));
     let process = process::launch(&Launch {
         program: &resolved.binary,
         arguments: &arguments,
         log: &directory.join(Files::LOG),
         inherited: &inherited,
+        // A guest's boot is as fast without, and its memory takes less room.
         huge_pages: match resolved.decision.accelerator {
             Accelerator::Kvm => HugePages::AsHost,
             Accelerator::Tcg | Accelerator::None => HugePages::Never,
         },
     })?;
-    process::reap_at_end(&process, runtime);
-    record.stage = Stage::Started {
-        process: process.clone(),
-    };
-    record.write()?;
     Ok(process)
 }
 
@@ -270,19 +285,27 @@ impl Hypervisor for Qemu {
     async fn start(&self, machine: &MachineConfig) -> Result<ProcessIdentity, PortError> {
         let resolved = self.resolver.get(&self.config).await?;
         let lock = take_lock(&machine.home).await?;
-        let nic = self.nic(machine).await?;
+        let nic = self.nic(machine).await;
         let machine = machine.clone();
         let config = self.config.clone();
         let runtime = tokio::runtime::Handle::current();
         blocking(move || {
-            start(
-                &machine,
-                &resolved,
-                &config.extra_cmdline,
-                nic,
-                &lock,
-                &runtime,
-            )
+            let started = nic.and_then(|nic| {
+                let nic = nic.as_ref();
+                start(
+                    &machine,
+                    &resolved,
+                    &config.extra_cmdline,
+                    nic,
+                    &lock,
+                    &runtime,
+                )
+            });
+            if started.is_err() && !matches!(locate(&machine.home), Ok(Found::Alive(_))) {
+                // What failed before there was a VMM leaves nothing.
+                Files::clear(&machine.home.directory)?;
+            }
+            started
         })
         .await
     }

@@ -19,10 +19,26 @@ struct Subjects {
     cache: Cache,
 }
 
+/// A cache of the tests' own with the machine's kernels in it.
+fn cache() -> Cache {
+    let own = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("warren-cache");
+    std::fs::create_dir_all(&own).unwrap();
+    let machines = Cache::from_environment(&own);
+    let kernels = machines
+        .readable()
+        .map(|directory| directory.join("kernels"))
+        .find(|kernels| kernels.is_dir());
+    if let Some(kernels) = kernels {
+        // Another test may have made it.
+        let _there = std::os::unix::fs::symlink(kernels, own.join("kernels"));
+    }
+    Cache::at(own)
+}
+
 impl Subjects {
     /// `None`, loudly, where QEMU or a guest kernel is missing.
     fn new(test: &str) -> Option<Self> {
-        let cache = Cache::from_environment(&std::env::temp_dir().join("warren-test-cache"));
+        let cache = cache();
         let path = std::env::var_os("PATH").unwrap();
         let qemu = std::env::split_paths(&path).any(|p| p.join("qemu-system-x86_64").is_file());
         let missing = if !qemu {
@@ -32,33 +48,41 @@ impl Subjects {
         } else {
             return Some(Subjects { cache });
         };
-        let line = format!("SKIP {test}: {missing}");
-        eprintln!("{line}");
-        if let Some(path) = std::env::var_os("WARREN_SKIP_FILE") {
-            let mut file = std::fs::File::options()
-                .create(true)
-                .append(true)
-                .open(path)
-                .unwrap();
-            writeln!(file, "{line}").unwrap();
-        }
+        skip(test, missing);
         None
     }
 
-    fn qemu(&self) -> Qemu {
-        let config = QemuConfig {
+    fn config(&self) -> QemuConfig {
+        QemuConfig {
             binary: None,
             accel: AccelChoice::Auto,
             cache: self.cache.clone(),
             kernel: KernelChoice::Auto,
             guest_agent: init::elf().into(),
             extra_cmdline: Vec::new(),
-        };
-        Qemu::new(config, Arc::new(NoHelper))
+        }
+    }
+
+    fn qemu(&self) -> Qemu {
+        Qemu::new(self.config(), Arc::new(NoHelper))
     }
 }
 
-/// These tests open no TAP.
+/// Says loudly that a test could not run here, and counts it where the test runner wants it counted.
+fn skip(test: &str, reason: &str) {
+    let line = format!("SKIP {test}: {reason}");
+    eprintln!("{line}");
+    if let Some(path) = std::env::var_os("WARREN_SKIP_FILE") {
+        let mut file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap();
+        writeln!(file, "{line}").unwrap();
+    }
+}
+
+/// Most of these tests open no TAP.
 struct NoHelper;
 
 impl warren_helper::Helper for NoHelper {
@@ -281,10 +305,122 @@ async fn a_stream_network_is_connected_before_the_guest_runs() {
     });
     let refused = driver.start(&place.machine).await.unwrap_err();
     assert!(refused.message.contains("network"), "{refused}");
+    let seen = driver.observe(place.home()).await.unwrap();
+    assert_eq!(seen, VmmSeen::Absent, "a refused start leaves nothing");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     driver.start(&place.machine).await.unwrap();
     let (_stream, _) = listener.accept().unwrap();
     console_until(&driver, place.home(), init::GREETING).await;
+    let log = std::fs::read_to_string(place.home().directory.join("vmm.log")).unwrap();
+    assert_eq!(log, "");
+    driver.destroy(place.home()).await.unwrap();
+}
+
+#[tokio::test]
+async fn disks_come_in_the_order_they_were_given() {
+    let test = "disks_come_in_the_order_they_were_given";
+    let Some(subjects) = Subjects::new(test) else {
+        return;
+    };
+    // Other kernels have no drivers before their init loads modules.
+    if warren_hypervisor::kernel::find(&KernelChoice::Tuned, &subjects.cache).is_err() {
+        return skip(test, "there is no tuned guest kernel in the cache");
+    }
+    let driver = subjects.qemu();
+    let mut place = Place::new();
+    place.machine.boot_args.push("ignore_loglevel".to_owned());
+    for (disk, mebibytes) in place.machine.disks.iter().zip([3, 5]) {
+        let file = std::fs::File::options()
+            .write(true)
+            .open(&disk.path)
+            .unwrap();
+        file.set_len(mebibytes << 20).unwrap();
+    }
+    driver.start(&place.machine).await.unwrap();
+    let console = console_until(&driver, place.home(), init::GREETING).await;
+    for disk in ["[vda] 6144 512-byte", "[vdb] 10240 512-byte"] {
+        assert!(console.contains(disk), "{disk} in {console}");
+    }
+    driver.destroy(place.home()).await.unwrap();
+}
+
+/// Set in the copy of this test that runs in a network namespace of its own.
+const IN_NAMESPACE: &str = "WARREN_TEST_IN_NAMESPACE";
+
+#[test]
+fn a_tap_is_opened_by_way_of_the_helper() {
+    let test = "a_tap_is_opened_by_way_of_the_helper";
+    let Some(subjects) = Subjects::new(test) else {
+        return;
+    };
+    if std::env::var_os(IN_NAMESPACE).is_some() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        return runtime.block_on(with_a_tap(&subjects));
+    }
+    let works = |program: &mut std::process::Command| {
+        program.output().is_ok_and(|output| output.status.success())
+    };
+    if !works(std::process::Command::new("unshare").args(["--net", "true"]))
+        || !std::path::Path::new("/dev/net/tun").exists()
+    {
+        return skip(test, "no network namespace or TAP can be made here");
+    }
+    let output = std::process::Command::new("unshare")
+        .arg("--net")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("qemu::{test}"), "--nocapture"])
+        .env(IN_NAMESPACE, "1")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+async fn with_a_tap(subjects: &Subjects) {
+    use warren_helper::{BridgeName, Handle, Helper, HelperExt, InProcess, Installation, Mtu};
+    let helper: Arc<dyn Helper> = Arc::new(InProcess);
+    let mut place = Place::new();
+    let installation = Installation::new(place.home().installation.as_str()).unwrap();
+    let handle = Handle::new(place.home().handle.as_str()).unwrap();
+    let bridge = BridgeName::new("wbtest").unwrap();
+    let mtu = Mtu::try_from(1500).unwrap();
+    helper
+        .ensure_bridge(
+            installation.clone(),
+            bridge.clone(),
+            "10.99.0.1/24".parse().unwrap(),
+            mtu,
+        )
+        .await
+        .unwrap();
+    let name = helper
+        .ensure_tap(installation, handle, bridge, mtu, None)
+        .await
+        .unwrap();
+    let driver = Qemu::new(subjects.config(), helper);
+    let nic = |name: &str| {
+        Some(Nic {
+            mac: "52:00:00:00:00:01".to_owned().try_into().unwrap(),
+            backend: NicBackend::Tap {
+                name: name.to_owned(),
+            },
+        })
+    };
+    place.machine.nic = nic("wtaaaaaaaaaaaa");
+    let refused = driver.start(&place.machine).await.unwrap_err();
+    assert_eq!(refused.code, "tap_not_ours");
+    place.machine.nic = nic(&name);
+    driver.start(&place.machine).await.unwrap();
+    console_until(&driver, place.home(), init::GREETING).await;
+    let carrier = std::fs::read_to_string(format!("/sys/class/net/{name}/carrier"));
+    // Another namespace's /sys shows other devices; then QEMU's silence must do.
+    if let Ok(carrier) = carrier {
+        assert_eq!(carrier.trim(), "1", "somebody holds the other end");
+    }
     let log = std::fs::read_to_string(place.home().directory.join("vmm.log")).unwrap();
     assert_eq!(log, "");
     driver.destroy(place.home()).await.unwrap();
