@@ -7,6 +7,10 @@
 mod bridge;
 mod dns;
 mod error;
+mod none;
 mod publish;
+mod user;
 
 pub use bridge::{BridgeConfig, BridgeNetwork};
+pub use none::NoNetwork;
+pub use user::{UserConfig, UserNetwork, run_guard};
