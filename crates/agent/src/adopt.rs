@@ -17,12 +17,19 @@ use warren_core::{Handle, PortError};
 /// nothing in the making is ever taken for one.
 const SWEEP: Duration = Duration::from_secs(30);
 
-/// The records of all instances that have a directory here. Damaged ones are named and left alone;
-/// halves of removed directories are removed.
-pub(crate) fn records(instances: &Path) -> Result<Vec<HostRecord>, PortError> {
+/// The records of all instances that have a directory in `instances`. Damaged ones are named in the log
+/// and left alone; halves of removed directories are removed.
+///
+/// # Errors
+/// When the directory cannot be read; one that does not exist is empty.
+pub fn records(instances: &Path) -> Result<Vec<HostRecord>, PortError> {
     let list = |error| PortError::io("reading the instances' directory", error);
     let mut records = Vec::new();
-    for entry in std::fs::read_dir(instances).map_err(list)? {
+    let entries = match std::fs::read_dir(instances) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(records),
+        entries => entries.map_err(list)?,
+    };
+    for entry in entries {
         let directory = entry.map_err(list)?.path();
         if directory
             .extension()

@@ -59,6 +59,18 @@ pub struct AgentConfig {
     pub installation: InstallationId,
     /// Hypervisors that were asked for and do not work here: name and reason, for the report.
     pub unusable: Vec<(String, String)>,
+    /// Whether what no intent knows may be removed.
+    pub sweep: Sweep,
+}
+
+/// Whether what no intent knows is a leak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sweep {
+    /// It is, and is removed.
+    Allowed,
+    /// The record of intent may be the wrong one (lost, restored, another installation's): nothing is
+    /// removed until somebody has said that it is right.
+    Withheld,
 }
 
 /// One host's agent.
@@ -289,6 +301,9 @@ impl HostLink for AgentLink {
             if let Err(error) = self.0.accept(intent) {
                 tracing::error!(instance = %id, %error, "cannot take over an instance");
             }
+        }
+        if self.0.context.config.sweep == Sweep::Withheld {
+            return Ok(());
         }
         let orphans: Vec<Arc<InstanceShared>> = self
             .0

@@ -18,5 +18,6 @@ mod record;
 mod status_board;
 mod steps;
 
-pub use agent::{Agent, AgentConfig, AgentLink, Ports};
+pub use adopt::records as recorded_instances;
+pub use agent::{Agent, AgentConfig, AgentLink, Ports, Sweep};
 pub use record::{HostRecord, RecordError};

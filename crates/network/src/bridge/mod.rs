@@ -169,7 +169,10 @@ impl Network for BridgeNetwork {
     }
 
     async fn preflight(&self, spec: &AttachmentSpec) -> Result<(), PortError> {
-        check_address(&self.config, spec)?;
+        // An address is reserved only once everything else is known to fit.
+        if spec.address.is_some() {
+            check_address(&self.config, spec)?;
+        }
         self.ask(|reply| Request::Preflight(spec.clone(), reply))
             .await?
     }

@@ -1,0 +1,332 @@
+//! The server's configuration: defaults, then a file, then the environment, then flags. The names that
+//! the dataplane API has always read from the environment (`PORT`, `DATA_DIR`, `BRIDGE_NAME`, …) work
+//! as they are; everything else is `WARREN_…`.
+
+use clap::Args;
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use warren_core::ports::hypervisor::HypervisorKind;
+
+/// Read when it is there and no other file is named.
+const SYSTEM_FILE: &str = "/etc/warren/config.toml";
+
+/// What decides how the guests' instructions are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Accel {
+    /// KVM where a throw-away guest has run on it, else TCG.
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// How guests are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NetworkChoice {
+    /// A bridge where we may, else user mode where that works.
+    Auto,
+    /// A bridge, TAPs and NAT: needs CAP_NET_ADMIN.
+    Bridge,
+    /// A user-mode stack per guest: needs no privileges.
+    User,
+    /// No interface.
+    None,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// The address to listen on. Anything but loopback needs `jwt_secret`.
+    pub(crate) listen: IpAddr,
+    /// The port (`PORT`).
+    pub(crate) port: u16,
+    /// Everything Warren keeps (`DATA_DIR`).
+    pub(crate) data_dir: PathBuf,
+    /// The guests' bridge (`BRIDGE_NAME`).
+    pub(crate) bridge_name: String,
+    /// The guests' network (`SUBNET_CIDR`).
+    pub(crate) subnet_cidr: String,
+    /// The bridge's address in it (`SUBNET_GATEWAY`).
+    pub(crate) subnet_gateway: Ipv4Addr,
+    /// Where guests' names that are not ours are resolved (`DNS_SERVER`).
+    pub(crate) dns_server: IpAddr,
+    /// Signs and checks bearer tokens, HS256 (`JWT_SECRET`).
+    pub(crate) jwt_secret: Option<String>,
+    /// containerd's socket (`CONTAINERD_SOCKET`): accepted; images are pulled directly.
+    pub(crate) containerd_socket: PathBuf,
+    /// How guests are connected.
+    pub(crate) network: NetworkChoice,
+    /// How guests' instructions are executed.
+    pub(crate) accel: Accel,
+    /// Which hypervisors may be used, best first.
+    pub(crate) hypervisors: Vec<HypervisorKind>,
+    /// QEMU's binary; looked up on PATH when absent.
+    pub(crate) qemu: Option<PathBuf>,
+    /// A guest kernel of one's own: a vmlinux or bzImage.
+    pub(crate) kernel: Option<PathBuf>,
+    /// Registries that images may be pulled from, by host name; empty means any.
+    pub(crate) registries: Vec<String>,
+    /// Virtual processors that may be promised per real one.
+    pub(crate) vcpu_overcommit: u32,
+    /// What is logged: a level, or `target=level` pairs.
+    pub(crate) log: String,
+    /// How.
+    pub(crate) log_format: LogFormat,
+}
+
+/// The data directory when nothing says otherwise.
+pub(crate) fn default_data_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/warren");
+    }
+    let home = || {
+        std::env::var_os("HOME")
+            .map_or_else(|| PathBuf::from("/"), PathBuf::from)
+            .join(".local/share")
+    };
+    std::env::var_os("XDG_DATA_HOME")
+        .map_or_else(home, PathBuf::from)
+        .join("warren")
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 8080,
+            data_dir: default_data_dir(),
+            bridge_name: "vmbr0".to_owned(),
+            subnet_cidr: "192.168.100.0/24".to_owned(),
+            subnet_gateway: Ipv4Addr::new(192, 168, 100, 1),
+            dns_server: IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1)),
+            jwt_secret: None,
+            containerd_socket: PathBuf::from("/run/containerd/containerd.sock"),
+            network: NetworkChoice::Auto,
+            accel: Accel::Auto,
+            hypervisors: vec![HypervisorKind::QemuMicrovm],
+            qemu: None,
+            kernel: None,
+            registries: Vec::new(),
+            vcpu_overcommit: 16,
+            log: "info".to_owned(),
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+/// The flags of `warren server`. Each is stronger than the environment, which is stronger than the file.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+pub(crate) struct ServerFlags {
+    /// Read this configuration file (TOML) instead of /etc/warren/config.toml
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+    /// Listen on this address [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen: Option<IpAddr>,
+    /// Listen on this port (PORT) [default: 8080]
+    #[arg(long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    /// Keep everything here (DATA_DIR) [default: /var/lib/warren as root, else ~/.local/share/warren]
+    #[arg(long, value_name = "DIRECTORY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_dir: Option<PathBuf>,
+    /// How guests are connected [default: auto]
+    #[arg(long, value_enum, value_name = "MODE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<NetworkChoice>,
+    /// How guests' instructions are executed [default: auto]
+    #[arg(long, value_enum, value_name = "HOW")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accel: Option<Accel>,
+    /// Hypervisors to use, best first: qemu-microvm, fake [default: qemu-microvm]
+    #[arg(long, value_delimiter = ',', value_parser = parse_kind, value_name = "NAME,…")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hypervisors: Vec<HypervisorKind>,
+    /// Boot guests with this kernel (vmlinux or bzImage)
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel: Option<PathBuf>,
+    /// Pull only from these registries [default: any]
+    #[arg(long, value_delimiter = ',', value_name = "HOST,…")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    registries: Vec<String>,
+    /// What to log: error, warn, info, debug, trace, or target=level pairs
+    #[arg(long, value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
+    /// How to log
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_format: Option<LogFormat>,
+}
+
+fn parse_kind(text: &str) -> Result<HypervisorKind, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned()))
+        .map_err(|_| format!("{text:?} is not a hypervisor: use qemu-microvm or fake"))
+}
+
+/// The names of seed clients' environments.
+const PLAIN_NAMES: [&str; 8] = [
+    "PORT",
+    "DATA_DIR",
+    "BRIDGE_NAME",
+    "SUBNET_CIDR",
+    "SUBNET_GATEWAY",
+    "CONTAINERD_SOCKET",
+    "JWT_SECRET",
+    "DNS_SERVER",
+];
+
+/// `WARREN_…` names that are not settings of the server.
+const OTHER_NAMES: [&str; 8] = [
+    "server",
+    "token",
+    "bin",
+    "cache_dir",
+    "skip_file",
+    "guest_agent",
+    "context",
+    "config",
+];
+
+impl Config {
+    /// Puts the sources together.
+    ///
+    /// # Errors
+    /// A sentence that names the source and the setting.
+    pub(crate) fn load(flags: &ServerFlags) -> anyhow::Result<Self> {
+        let mut figment = Figment::from(Serialized::defaults(Config::default()));
+        let named = flags
+            .config
+            .clone()
+            .or_else(|| std::env::var_os("WARREN_CONFIG").map(PathBuf::from));
+        match &named {
+            Some(path) => {
+                anyhow::ensure!(
+                    path.is_file(),
+                    "there is no configuration file {}",
+                    path.display()
+                );
+                figment = figment.merge(Toml::file_exact(path));
+            }
+            None if Path::new(SYSTEM_FILE).is_file() => {
+                figment = figment.merge(Toml::file_exact(SYSTEM_FILE))
+            }
+            None => {}
+        }
+        let config: Config = figment
+            .merge(
+                Env::raw()
+                    .only(&PLAIN_NAMES)
+                    .filter(|name| !empty(name.as_str())),
+            )
+            .merge(Env::prefixed("WARREN_").ignore(&OTHER_NAMES))
+            .merge(Serialized::defaults(flags))
+            .extract()
+            .map_err(|error| anyhow::anyhow!("configuration: {error}"))?;
+        anyhow::ensure!(
+            !config.hypervisors.is_empty(),
+            "configuration: name at least one hypervisor"
+        );
+        anyhow::ensure!(
+            config.data_dir.is_absolute(),
+            "configuration: data_dir must be an absolute path"
+        );
+        anyhow::ensure!(
+            config
+                .jwt_secret
+                .as_ref()
+                .is_none_or(|secret| !secret.is_empty()),
+            "configuration: JWT_SECRET is set and empty: unset it, or give it a value"
+        );
+        Ok(config)
+    }
+}
+
+/// An empty variable counts as unset, but for the secret: there it would silently open the API.
+fn empty(name: &str) -> bool {
+    name != "JWT_SECRET"
+        && name != "jwt_secret"
+        && std::env::var_os(name.to_ascii_uppercase()).is_some_and(|value| value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    #![expect(clippy::result_large_err, reason = "figment's own signature")]
+    use super::*;
+
+    #[test]
+    fn the_environment_is_stronger_than_the_file_and_flags_than_both() {
+        figment::Jail::expect_with(|jail| {
+            jail.create_file(
+                "w.toml",
+                "port = 1\nbridge_name = \"br7\"\ndns_server = \"9.9.9.9\"",
+            )?;
+            jail.set_env("PORT", "2");
+            jail.set_env("SUBNET_CIDR", "10.9.0.0/16");
+            jail.set_env("WARREN_LOG", "debug");
+            jail.set_env("WARREN_SERVER", "http://elsewhere");
+            let mut flags = ServerFlags {
+                config: Some("w.toml".into()),
+                ..ServerFlags::default()
+            };
+            let config = Config::load(&flags).unwrap();
+            assert_eq!(
+                (
+                    config.port,
+                    config.bridge_name.as_str(),
+                    config.log.as_str()
+                ),
+                (2, "br7", "debug")
+            );
+            assert_eq!(config.subnet_cidr, "10.9.0.0/16");
+            flags.port = Some(3);
+            assert_eq!(Config::load(&flags).unwrap().port, 3);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_mistake_is_named() {
+        figment::Jail::expect_with(|jail| {
+            jail.create_file("w.toml", "prot = 1")?;
+            let flags = ServerFlags {
+                config: Some("w.toml".into()),
+                ..ServerFlags::default()
+            };
+            assert!(
+                Config::load(&flags)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("prot")
+            );
+            jail.set_env("PORT", "eighty");
+            let error = Config::load(&ServerFlags::default())
+                .unwrap_err()
+                .to_string();
+            assert!(error.to_lowercase().contains("port"), "{error}");
+            Ok(())
+        });
+    }
+}

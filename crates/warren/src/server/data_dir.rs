@@ -1,0 +1,183 @@
+//! The data directory: its layout, the id that everything of this installation carries, and the lock
+//! that keeps a second server out.
+//!
+//! ```text
+//! <data>/installation      4 characters, made once
+//! <data>/lock              held by the running server
+//! <data>/store.db          intent (SQLite)
+//! <data>/instances/<h>/    one directory per instance: record, disk, logs, sockets
+//! <data>/images/           blobs, disks and records of images
+//! <data>/volumes/          ready-made empty disks
+//! <data>/uploads/          archives on their way in; emptied at start
+//! <data>/set-aside/        disks of instances that no record of intent knows
+//! ```
+
+use super::wire::Place;
+use anyhow::Context;
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use warren_core::InstallationId;
+
+/// An opened, locked data directory.
+pub(crate) struct DataDir {
+    root: PathBuf,
+    pub(crate) installation: InstallationId,
+    /// Held as long as this lives.
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes what is missing, reads the installation's id, takes the lock.
+    ///
+    /// # Errors
+    /// Another server runs on it, or the file system refuses.
+    pub(crate) fn open(root: &Path) -> anyhow::Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(root)
+            .with_context(|| format!("cannot make the data directory {}", root.display()))?;
+        let root = root
+            .canonicalize()
+            .with_context(|| format!("cannot open the data directory {}", root.display()))?;
+        let lock_path = root.join("lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .with_context(|| {
+                format!(
+                    "cannot open {}: choose another place with --data-dir or DATA_DIR",
+                    lock_path.display()
+                )
+            })?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            let _ = lock.read_to_string(&mut pid);
+            anyhow::bail!(
+                "another Warren server (pid {}) uses {}: stop it, or give this one its own --data-dir",
+                pid.trim(),
+                root.display()
+            );
+        }
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .context("cannot write the lock file")?;
+        let installation = installation_id(&root)?;
+        let data = DataDir {
+            root,
+            installation,
+            _lock: lock,
+        };
+        match std::fs::remove_dir_all(data.uploads()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context("cannot empty the uploads directory");
+            }
+            Ok(()) | Err(_) => {}
+        }
+        DirBuilder::new()
+            .mode(0o700)
+            .create(data.uploads())
+            .context("cannot make the uploads directory")?;
+        Ok(data)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What the network needs to know.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            installation: self.installation.clone(),
+            instances: self.instances(),
+        }
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.root.join("store.db")
+    }
+
+    pub(crate) fn instances(&self) -> PathBuf {
+        self.root.join("instances")
+    }
+
+    pub(crate) fn uploads(&self) -> PathBuf {
+        self.root.join("uploads")
+    }
+
+    /// Used where the machine-wide cache cannot be written to.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
+    pub(crate) fn set_aside(&self) -> PathBuf {
+        self.root.join("set-aside")
+    }
+}
+
+/// The id in `<data>/installation`, made the first time.
+fn installation_id(root: &Path) -> anyhow::Result<InstallationId> {
+    let path = root.join("installation");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text
+            .trim()
+            .parse()
+            .with_context(|| format!("{} is damaged", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let mut entropy = [0; 3];
+            rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
+                .context("the kernel gave no random bytes")?;
+            let id = InstallationId::from_entropy(entropy);
+            let aside = root.join(".installation.new");
+            let mut file = File::create(&aside)
+                .with_context(|| format!("cannot write {}", aside.display()))?;
+            writeln!(file, "{id}")
+                .and_then(|()| file.sync_all())
+                .context("cannot write the installation's id")?;
+            std::fs::rename(&aside, &path).context("cannot write the installation's id")?;
+            File::open(root)
+                .and_then(|directory| directory.sync_all())
+                .context("cannot write the installation's id")?;
+            Ok(id)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn the_id_stays_and_a_second_server_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::open(dir.path()).unwrap();
+        let id = first.installation.clone();
+        let refused = DataDir::open(dir.path()).err().unwrap().to_string();
+        assert!(
+            refused.contains(&std::process::id().to_string()),
+            "{refused}"
+        );
+        drop(first);
+        assert_eq!(DataDir::open(dir.path()).unwrap().installation, id);
+    }
+
+    #[test]
+    fn a_damaged_id_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("installation"), "not an id").unwrap();
+        assert!(DataDir::open(dir.path()).is_err());
+        assert_eq!(
+            std::fs::read_to_string(dir.path().join("installation")).unwrap(),
+            "not an id"
+        );
+    }
+}

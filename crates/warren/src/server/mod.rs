@@ -1,0 +1,325 @@
+//! `warren server` and what else runs on the host itself: `doctor`, `system clean`.
+
+mod clock;
+mod config;
+mod data_dir;
+mod doctor;
+mod fake_guests;
+mod images;
+mod wire;
+
+use config::ServerFlags;
+
+use anyhow::Context;
+use config::{Config, LogFormat};
+use data_dir::DataDir;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use warren_agent::Sweep;
+use warren_control::{App, Auth, Settings};
+use warren_core::ports::Store;
+use warren_store::{OpenOptions, Origin, SqliteStore};
+
+/// How long background work may take to end after the listeners have.
+const BACKGROUND_GRACE: Duration = Duration::from_secs(5);
+
+/// A program on the host: its runtime has as many threads as the machine has processors.
+fn block_on(program: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the asynchronous runtime did not start")
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(program);
+            // A hung thread must not keep the process.
+            runtime.shutdown_timeout(Duration::from_secs(1));
+            outcome
+        });
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            anstream::eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is done on the host itself, without a server in between.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum HostCommand {
+    /// Run the server
+    ///
+    /// Serves the REST API and runs instances on this machine. Settings come from /etc/warren/config.toml (or
+    /// --config), the environment and these options; the last one named wins. Instances outlive the server: stop
+    /// it, upgrade it, start it again, and it takes over what runs.
+    #[command(after_help = SERVER_EXAMPLES)]
+    Server(ServerFlags),
+    /// Tell what this machine can do, what was chosen, and why
+    ///
+    /// Tries the hypervisor (by running a few instructions in a throw-away guest), finds the guest kernel, looks
+    /// at network and data directory, and says what to do about what is missing. Needs no server. Fails when no
+    /// instance could run here.
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(ServerFlags),
+    /// Look after this installation
+    ///
+    /// Commands for what Warren has on this machine beyond its instances.
+    System {
+        /// What to do.
+        #[command(subcommand)]
+        command: SystemCommand,
+    },
+}
+
+/// See [`HostCommand::System`].
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum SystemCommand {
+    /// Remove this installation's network from the host
+    ///
+    /// Takes away the bridge, the firewall table and whatever device is left. Refused while a server runs or
+    /// instances exist. Images and settings stay; the next server makes the network again.
+    #[command(
+        after_help = "Examples:\n  warren system clean\n  DATA_DIR=/srv/warren warren system clean"
+    )]
+    Clean(ServerFlags),
+}
+
+const SERVER_EXAMPLES: &str = "\
+Examples:
+  warren server                                  On this machine only, port 8080
+  PORT=9000 DATA_DIR=/srv/warren warren server   By environment
+  JWT_SECRET=… warren server --listen 0.0.0.0    For other machines: every request needs a token
+  warren server --network user                   Without privileges
+
+Environment: PORT, DATA_DIR, BRIDGE_NAME, SUBNET_CIDR, SUBNET_GATEWAY, DNS_SERVER, JWT_SECRET, CONTAINERD_SOCKET;
+every setting of the file also as WARREN_<NAME>, such as WARREN_NETWORK=user.";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  warren doctor
+  warren doctor -o json
+  warren doctor --accel kvm    What would happen with that setting";
+
+impl HostCommand {
+    /// Carries it out.
+    pub(crate) fn run(self, json: bool) -> ExitCode {
+        let flags = match &self {
+            HostCommand::Server(flags) | HostCommand::Doctor(flags) => flags,
+            HostCommand::System {
+                command: SystemCommand::Clean(flags),
+            } => flags,
+        };
+        let config = match Config::load(flags) {
+            Ok(config) => config,
+            Err(error) => {
+                anstream::eprintln!("error: {error:#}");
+                return ExitCode::from(2);
+            }
+        };
+        match self {
+            HostCommand::Server(_) => {
+                start_log(&config);
+                block_on(serve(config))
+            }
+            HostCommand::Doctor(_) => block_on(doctor::run(config, json)),
+            HostCommand::System {
+                command: SystemCommand::Clean(_),
+            } => block_on(clean_up(config)),
+        }
+    }
+}
+
+fn start_log(config: &Config) {
+    let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    match config.log_format {
+        LogFormat::Text => registry
+            .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr))
+            .init(),
+        LogFormat::Json => {
+            registry
+                .with(
+                    tracing_subscriber::fmt::layer()
+                        .json()
+                        .with_writer(std::io::stderr),
+                )
+                .init();
+        }
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    // reqwest is built without a provider of its own.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let auth = Auth::from_secret(config.jwt_secret.as_deref());
+    let address = SocketAddr::new(config.listen, config.port);
+    auth.check_listener(address)?;
+    let data = DataDir::open(&config.data_dir)?;
+    let listeners = bind(address).await?;
+    let stopping = CancellationToken::new();
+    let (store, sweep) = open_store(&data).await?;
+    let (host, clock) = wire::host(&config, &data, sweep)?;
+    let mut settings = Settings::new(data.installation.clone(), data.uploads());
+    settings.vcpu_overcommit = config.vcpu_overcommit;
+    let app = App::start(
+        store.clone() as Arc<dyn Store>,
+        host,
+        clock,
+        settings,
+        stopping.clone(),
+    )
+    .await
+    .map_err(|error| anyhow::anyhow!("{}", error.sentence()))?;
+    tracing::info!(%address, data = %config.data_dir.display(), installation = %data.installation, "listening");
+    if config.jwt_secret.is_none() {
+        tracing::info!(
+            "no JWT_SECRET is set: everybody on this machine may use the API, nobody else"
+        );
+    }
+    tokio::spawn(stop_on_signal(stopping.clone())?);
+    let served = warren_control::serve(listeners, app.clone(), auth, stopping.clone()).await;
+    stopping.cancel();
+    if tokio::time::timeout(BACKGROUND_GRACE, app.stopped())
+        .await
+        .is_err()
+    {
+        tracing::warn!("background work did not end in time; it goes on at the next start");
+    }
+    store
+        .close()
+        .await
+        .map_err(|error| anyhow::anyhow!("{}", error.sentence()))?;
+    served?;
+    tracing::info!("stopped; running instances go on");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens intent; decides whether what it does not know may be swept.
+async fn open_store(data: &DataDir) -> anyhow::Result<(Arc<SqliteStore>, Sweep)> {
+    let options = OpenOptions {
+        installation: Some(data.installation.clone()),
+        ..OpenOptions::default()
+    };
+    let store = SqliteStore::open(data.store(), options)
+        .await
+        .map_err(|error| anyhow::anyhow!("{}", error.sentence()))?;
+    let inhabited =
+        std::fs::read_dir(data.instances()).is_ok_and(|mut entries| entries.next().is_some());
+    let foreign = store
+        .installation()
+        .is_some_and(|id| *id != data.installation);
+    let sweep = match store.origin() {
+        Origin::New if inhabited => {
+            tracing::error!(
+                "the store is new but instances exist here: nothing of them is touched; restore the store from a backup"
+            );
+            Sweep::Withheld
+        }
+        Origin::Backup { .. } => {
+            tracing::error!(
+                "the store was restored from a backup: what it does not know is left alone"
+            );
+            Sweep::Withheld
+        }
+        Origin::New | Origin::Existing if foreign => {
+            tracing::error!(
+                "the store belongs to another installation: what it does not know is left alone"
+            );
+            Sweep::Withheld
+        }
+        Origin::New | Origin::Existing => Sweep::Allowed,
+    };
+    Ok((Arc::new(store), sweep))
+}
+
+/// Loopback is two addresses: clients that say `localhost` may try either first.
+async fn bind(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
+    let taken = |address: SocketAddr| {
+        format!(
+            "cannot listen on {address}: stop what does (`ss -ltnp 'sport = :{}'` shows it), or choose another --port",
+            address.port()
+        )
+    };
+    let mut listeners = vec![
+        TcpListener::bind(address)
+            .await
+            .with_context(|| taken(address))?,
+    ];
+    if address.ip() == std::net::Ipv4Addr::LOCALHOST {
+        let port = listeners[0]
+            .local_addr()
+            .map_or(address.port(), |bound| bound.port());
+        let six = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
+        match TcpListener::bind(six).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                return Err(error).with_context(|| taken(six));
+            }
+            Err(error) => tracing::debug!(%error, "no IPv6 loopback"),
+        }
+    }
+    Ok(listeners)
+}
+
+fn stop_on_signal(stopping: CancellationToken) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: finishing requests; a second signal ends at once");
+        stopping.cancel();
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        std::process::exit(130);
+    })
+}
+
+/// Removes what this installation has on the host beyond its data: bridge, rules, leftover TAPs.
+async fn clean_up(config: Config) -> anyhow::Result<ExitCode> {
+    if !config.data_dir.join("installation").exists() {
+        anstream::println!(
+            "there is no Warren installation in {}: nothing to clean",
+            config.data_dir.display()
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Taking the lock makes sure that no server runs on it.
+    let data = DataDir::open(&config.data_dir)?;
+    let running: Vec<String> = warren_agent::recorded_instances(&data.instances())
+        .map_err(|error| anyhow::anyhow!("{}", error.sentence()))?
+        .into_iter()
+        .map(|record| record.intent.spec.name)
+        .collect();
+    anyhow::ensure!(
+        running.is_empty(),
+        "instances are still here ({}): start the server and remove them first (`warren rm -f NAME`)",
+        running.join(", ")
+    );
+    let network = wire::network(&config, &data.place())?;
+    network
+        .tear_down()
+        .await
+        .map_err(|error| anyhow::anyhow!("{}", error.sentence()))?;
+    anstream::println!("removed the network of installation {}", data.installation);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The hidden program that guards one guest's user-mode network. Before any thread is started.
+pub(crate) fn network_guard(configuration: &str) -> ExitCode {
+    warren_network::run_guard(configuration)
+}
+
+pub(crate) use wire::NETWORK_GUARD;

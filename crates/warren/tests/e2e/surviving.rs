@@ -1,0 +1,126 @@
+//! The server dies, guests do not.
+
+use crate::harness::{Mode, Server, eventually, missing, skip};
+use std::process::Stdio;
+
+fn last_number(server: &Server, name: &str) -> Option<u64> {
+    server
+        .ok(&["logs", "--tail", "1", name])
+        .trim()
+        .parse()
+        .ok()
+}
+
+fn guests_outlive_a_killed_server(mode: Mode, test: &str) {
+    if let Some(reason) = missing(mode) {
+        return skip(test, &reason);
+    }
+    let mut server = Server::start(mode);
+    let names = ["one", "two", "three"];
+    for name in names {
+        server.ok(&[
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--memory",
+            "128MB",
+            "busybox-web",
+            "sh",
+            "-c",
+            "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done",
+        ]);
+    }
+    let before: Vec<u64> = names
+        .iter()
+        .map(|name| eventually("it counts", 30, || last_number(&server, name)))
+        .collect();
+    let pids = vmm_pids(&server);
+    assert_eq!(pids.len(), 3, "{pids:?}");
+    server.kill();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    server.launch();
+    assert_eq!(vmm_pids(&server), pids, "the same processes run on");
+    for (name, before) in names.iter().zip(before) {
+        let (_, instance) = eventually("it is Running", 10, || {
+            let answer = server.api("GET", &format!("/instances/{name}"), None);
+            (answer.1["state"] == "Running").then_some(answer)
+        });
+        assert_eq!(instance["name"], *name);
+        eventually("it counted on", 20, || {
+            last_number(&server, name).filter(|now| *now > before + 15)
+        });
+        // No number is missing and none came twice: what was said while nobody listened was kept.
+        let lines = server.ok(&["logs", name]);
+        let numbers: Vec<u64> = lines.lines().map(|line| line.parse().unwrap()).collect();
+        assert!(
+            numbers.iter().copied().eq(1..=numbers.len() as u64),
+            "{numbers:?}"
+        );
+        assert_eq!(server.ok(&["exec", name, "echo", "here"]), "here\n");
+    }
+    let mut follower = server
+        .cli(&["logs", "-f", "one"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    server.ok(&["rm", "-f", "one", "two", "three"]);
+    eventually("logs -f ends", 20, || follower.try_wait().unwrap());
+    assert_eq!(server.leftovers(), Vec::<String>::new());
+}
+
+fn vmm_pids(server: &Server) -> Vec<String> {
+    let mut pids: Vec<String> = server
+        .leftovers()
+        .into_iter()
+        .filter(|left| left.contains("qemu-system"))
+        .filter_map(|left| {
+            left.strip_prefix("process ")?
+                .split(':')
+                .next()
+                .map(str::to_owned)
+        })
+        .collect();
+    pids.sort();
+    pids
+}
+
+#[test]
+fn bridge_guests_outlive_a_killed_server() {
+    guests_outlive_a_killed_server(Mode::Bridge, "e2e::bridge_guests_outlive_a_killed_server");
+}
+
+#[test]
+fn user_mode_guests_outlive_a_killed_server() {
+    guests_outlive_a_killed_server(Mode::User, "e2e::user_mode_guests_outlive_a_killed_server");
+}
+
+#[test]
+fn a_killed_vmm_is_noticed_and_its_name_is_free_again() {
+    if let Some(reason) = missing(Mode::Bridge) {
+        return skip(
+            "e2e::a_killed_vmm_is_noticed_and_its_name_is_free_again",
+            &reason,
+        );
+    }
+    let server = Server::start(Mode::Bridge);
+    server.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "doomed",
+        "busybox-web",
+        "sleep",
+        "1000",
+    ]);
+    let pids = vmm_pids(&server);
+    let pid: i32 = pids[0].parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    eventually("the true state", 5, || {
+        (server.api("GET", "/instances/doomed", None).1["state"] == "Stopped").then_some(())
+    });
+    assert!(vmm_pids(&server).is_empty());
+    server.ok(&["start", "doomed"]);
+    assert_eq!(server.ok(&["exec", "doomed", "echo", "again"]), "again\n");
+}
