@@ -154,11 +154,18 @@ pub enum RunWish {
 pub fn run_wish(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> RunWish {
     match intent.desired {
         Desired::Stopped | Desired::Deleted => RunWish::Rest,
+        // Before the restart policy: else a run that was given up is started only to be taken down.
+        Desired::Running | Desired::Paused if seen.given_up == GivenUp::Yes => RunWish::Rest,
         Desired::Running | Desired::Paused => match &seen.ended {
             Some((run, exit)) if *run >= intent.run => {
+                // Room for one more: a count read from a damaged record must not overflow.
+                let restarts = RestartStatus {
+                    attempts: seen.restart.attempts.min(u32::MAX - 1),
+                    ..seen.restart
+                };
                 match restart::decide(
                     &intent.spec.restart,
-                    &seen.restart,
+                    &restarts,
                     exit.code,
                     seen.started_at,
                     exit.at,
@@ -173,7 +180,6 @@ pub fn run_wish(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> RunWish
                     Verdict::Restart { attempt, .. } => RunWish::Run { attempt },
                 }
             }
-            _ if seen.given_up == GivenUp::Yes => RunWish::Rest,
             _ => RunWish::Run {
                 attempt: seen.restart.attempts,
             },
