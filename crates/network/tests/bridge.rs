@@ -240,7 +240,10 @@ fn everything_can_be_repeated_and_nothing_is_left() {
             assert_eq!(first, again);
             assert_eq!(run("nft list ruleset"), rules);
             assert_eq!(network.observe(&one).await.unwrap(), Presence::Present);
-            assert_eq!(network.owned().await.unwrap(), [one.home.handle.clone()]);
+            assert_eq!(
+                network.owned().await.unwrap(),
+                std::slice::from_ref(&one.home.handle)
+            );
             network.preflight(&one).await.unwrap();
 
             // A changed port replaces the old one.
@@ -276,7 +279,10 @@ fn everything_can_be_repeated_and_nothing_is_left() {
                 .sweep(&spec(3, "leak", &[]).home.handle)
                 .await
                 .unwrap();
-            assert_eq!(network.owned().await.unwrap(), [one.home.handle.clone()]);
+            assert_eq!(
+                network.owned().await.unwrap(),
+                std::slice::from_ref(&one.home.handle)
+            );
 
             network.release(&one.home).await.unwrap();
             network.release(&one.home).await.unwrap();

@@ -218,7 +218,10 @@ fn a_guests_stack_outlives_the_server() {
             drop(first);
 
             let second = network(As::User);
-            assert_eq!(second.owned().await.unwrap(), [one.home.handle.clone()]);
+            assert_eq!(
+                second.owned().await.unwrap(),
+                std::slice::from_ref(&one.home.handle)
+            );
             assert_eq!(second.observe(&one).await.unwrap(), Presence::Absent);
             let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
             while let Err(error) = second.ensure(&one).await {

@@ -125,7 +125,7 @@ fn fit(answer: Vec<u8>, query: &[u8]) -> Vec<u8> {
         return answer;
     }
     Message::from_vec(&answer)
-        .and_then(|message| Ok(message.truncate().to_vec().unwrap_or_default()))
+        .map(|message| message.truncate().to_vec().unwrap_or_default())
         .unwrap_or_default()
 }
 

@@ -82,7 +82,7 @@ def serve(address, port, text):
                 connection.close()
 
 
-def ask(kind, address, port, seconds="2"):
+def ask(kind, address, port, seconds="4"):
     """Prints what a server says, or `nothing`."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     stream = kind == "tcp"
