@@ -247,6 +247,14 @@ impl Producer<'_> {
             failure: None,
         };
         let mut compressed = BufReader::with_capacity(128 << 10, hashing);
+        if let Err(source) = compressed.fill_buf() {
+            return Err(explain_read(
+                layer,
+                source,
+                compressed.get_ref(),
+                &self.stop,
+            ));
+        }
         let mut decoder = Decoder::new(&mut compressed).map_err(read)?;
         let mut unpacked = 0u64;
         loop {

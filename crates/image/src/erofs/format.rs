@@ -210,7 +210,7 @@ mod tests {
     fn device_numbers_are_encoded_as_linux_does() {
         assert_eq!(encode_device(8, 1), Some(0x801));
         assert_eq!(encode_device(4095, 0xfffff), Some(0xffff_ffff));
-        assert_eq!(encode_device(259, 300), Some(0x1103_2c | 0));
+        assert_eq!(encode_device(259, 300), Some(0x0011_032c));
         assert_eq!(encode_device(4096, 0), None);
         assert_eq!(encode_device(0, 1 << 20), None);
     }

@@ -35,7 +35,7 @@ impl PaxSparse {
             b"minor" => self.minor = Some(parse(value).ok_or(TarError::SparseMap)?),
             b"numblocks" => self.seen = true,
             // 0.0: offsets and lengths in turn, one record each.
-            b"offset" if self.numbers.len() % 2 == 0 => self.numbers.push(number()?),
+            b"offset" if self.numbers.len().is_multiple_of(2) => self.numbers.push(number()?),
             b"numbytes" if self.numbers.len() % 2 == 1 => self.numbers.push(number()?),
             b"offset" | b"numbytes" => return Err(TarError::SparseMap),
             b"map" => {

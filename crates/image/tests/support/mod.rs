@@ -1,0 +1,360 @@
+//! Archives, layouts, registries and mounts for the tests of this crate.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test")]
+#![expect(clippy::print_stdout, reason = "skips are printed")]
+#![expect(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses its own part of this module"
+)]
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use warren_image::Digest;
+use warren_image::Limits;
+use warren_image::pipeline::{ConvertError, Converted, LayerInput, convert};
+
+/// Says loudly that a test did not run.
+pub fn skip(test: &str, reason: &str) {
+    let line = format!("SKIP {test}: {reason}");
+    println!("{line}");
+    if let Some(path) = std::env::var_os("WARREN_SKIP_FILE") {
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .unwrap();
+        writeln!(file, "{line}").unwrap();
+    }
+}
+
+/// Whether all tools are installed; says so if not.
+pub fn have(test: &str, tools: &[&str]) -> bool {
+    for tool in tools {
+        let found = std::env::var_os("PATH").is_some_and(|path| {
+            std::env::split_paths(&path).any(|directory| directory.join(tool).is_file())
+        });
+        if !found {
+            skip(test, &format!("{tool} is not installed"));
+            return false;
+        }
+    }
+    true
+}
+
+/// Runs a command that must succeed.
+pub fn run(command: &mut Command) -> Vec<u8> {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.stdout
+}
+
+/// A tar archive, written by hand so that it can be wrong.
+#[derive(Default, Clone)]
+pub struct Archive(pub Vec<u8>);
+
+impl Archive {
+    pub fn new() -> Self {
+        Archive::default()
+    }
+
+    /// One header block with a right checksum; `size` need not be what follows.
+    pub fn header(mut self, name: &[u8], kind: u8, link: &[u8], size: u64) -> Self {
+        let mut block = [0u8; 512];
+        block[..name.len()].copy_from_slice(name);
+        block[100..107].copy_from_slice(b"0000644");
+        block[108..115].copy_from_slice(b"0000000");
+        block[116..123].copy_from_slice(b"0000000");
+        block[124..135].copy_from_slice(format!("{:011o}", size.min(0o77_777_777_777)).as_bytes());
+        if size > 0o77_777_777_777 {
+            block[124..136].copy_from_slice(&(u128::from(size) | 0x80 << 88).to_be_bytes()[4..]);
+        }
+        block[136..147].copy_from_slice(b"14000000000");
+        block[156] = kind;
+        block[157..157 + link.len()].copy_from_slice(link);
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        self.0.extend_from_slice(&seal(block));
+        self
+    }
+
+    pub fn raw(mut self, block: [u8; 512]) -> Self {
+        self.0.extend_from_slice(&seal(block));
+        self
+    }
+
+    pub fn data(mut self, data: &[u8]) -> Self {
+        self.0.extend_from_slice(data);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    pub fn file(self, name: &[u8], data: &[u8]) -> Self {
+        self.header(name, b'0', b"", data.len() as u64).data(data)
+    }
+
+    pub fn directory(self, name: &[u8]) -> Self {
+        self.header(name, b'5', b"", 0)
+    }
+
+    pub fn symlink(self, name: &[u8], target: &[u8]) -> Self {
+        self.header(name, b'2', target, 0)
+    }
+
+    pub fn hard_link(self, name: &[u8], target: &[u8]) -> Self {
+        self.header(name, b'1', target, 0)
+    }
+
+    /// PAX records for the next entry.
+    pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        let mut data = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let mut length = rest + 1;
+            while length.to_string().len() + rest != length {
+                length = length.to_string().len() + rest;
+            }
+            data.extend_from_slice(format!("{length} {key}=").as_bytes());
+            data.extend_from_slice(value);
+            data.push(b'\n');
+        }
+        self.header(b"PaxHeaders/x", b'x', b"", data.len() as u64)
+            .data(&data)
+    }
+
+    pub fn end(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 1024, 0);
+        self.0
+    }
+}
+
+fn seal(mut block: [u8; 512]) -> [u8; 512] {
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+    block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    block
+}
+
+pub fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A layer as the pipeline takes it, with nothing promised.
+pub fn layer(bytes: Vec<u8>) -> LayerInput {
+    LayerInput {
+        digest: None,
+        size: None,
+        diff_id: None,
+        open: Box::new(move |_| Ok(Box::new(std::io::Cursor::new(bytes)))),
+    }
+}
+
+/// Converts layers into a file of their own.
+pub fn convert_layers(
+    layers: Vec<LayerInput>,
+    out: &Path,
+    limits: &Limits,
+) -> Result<Converted, ConvertError> {
+    let file = std::fs::File::create_new(out).unwrap();
+    convert(
+        layers,
+        file,
+        Some([7; 16]),
+        limits,
+        &CancellationToken::new(),
+        &|_, _| {},
+    )
+}
+
+/// Converts archives with the default limits.
+pub fn convert_archives(archives: Vec<Vec<u8>>, out: &Path) -> Result<Converted, ConvertError> {
+    convert_layers(
+        archives.into_iter().map(layer).collect(),
+        out,
+        &Limits::default(),
+    )
+}
+
+/// Writes an OCI layout of layers (compressed bytes, uncompressed bytes).
+pub fn write_layout(at: &Path, tag: &str, layers: &[(Vec<u8>, Vec<u8>)]) -> Digest {
+    let blobs = at.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let put = |bytes: &[u8]| {
+        let digest = Digest::of(bytes);
+        std::fs::write(blobs.join(digest.hex()), bytes).unwrap();
+        digest
+    };
+    let diff_ids: Vec<String> = layers
+        .iter()
+        .map(|(_, plain)| Digest::of(plain).to_string())
+        .collect();
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux",
+        "config": { "Entrypoint": ["/bin/sh"], "Cmd": ["-c", "true"], "Env": ["A=b"], "User": "1:2",
+            "WorkingDir": "/w", "StopSignal": "SIGINT", "ExposedPorts": { "80/tcp": {} }, "Labels": { "l": "v" } },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    })
+    .to_string();
+    let descriptors: Vec<_> = layers
+        .iter()
+        .map(|(stored, _)| {
+            serde_json::json!({
+                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                "digest": put(stored).to_string(), "size": stored.len(),
+            })
+        })
+        .collect();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": put(config.as_bytes()).to_string(), "size": config.len() },
+        "layers": descriptors,
+    })
+    .to_string();
+    let digest = put(manifest.as_bytes());
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": digest.to_string(), "size": manifest.len(),
+        "annotations": { "org.opencontainers.image.ref.name": tag },
+    }] });
+    std::fs::write(at.join("index.json"), index.to_string()).unwrap();
+    std::fs::write(at.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    digest
+}
+
+/// A mounted image.
+pub struct Mount(pub PathBuf);
+
+impl Mount {
+    /// Mounts read-only through a loop device, `None` (and a skip) where that is not allowed.
+    pub fn new(test: &str, image: &Path, at: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let output = Command::new("mount")
+            .args(["-t", "erofs", "-o", "loop,ro"])
+            .args([image, &at])
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            // A damaged image must not look like a missing privilege.
+            assert!(
+                said.contains("permission")
+                    || said.contains("loop")
+                    || said.contains("unknown filesystem"),
+                "{said}"
+            );
+            skip(
+                test,
+                &format!("mounting is not possible here: {}", said.trim()),
+            );
+            return None;
+        }
+        Some(Mount(at))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg(&self.0));
+    }
+}
+
+/// All that a tree is, by path; hard links by the first of their names.
+pub fn scan(root: &Path) -> BTreeMap<Vec<u8>, String> {
+    let mut found = BTreeMap::new();
+    let mut groups: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(path) = pending.pop() {
+        let meta = path.symlink_metadata().unwrap();
+        let name = path
+            .strip_prefix(root)
+            .unwrap()
+            .as_os_str()
+            .as_bytes()
+            .to_vec();
+        let kind = meta.file_type();
+        let mut line = format!(
+            "{:o} {}:{} {}.{:09} links={}",
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.nlink()
+        );
+        if kind.is_dir() {
+            pending.extend(
+                std::fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+        } else {
+            groups.entry(meta.ino()).or_default().push(name.clone());
+        }
+        if kind.is_file() {
+            line += &format!(" size={} {}", meta.len(), Digest::of(&read_bounded(&path)));
+        }
+        if kind.is_symlink() {
+            line += &format!(" -> {:?}", std::fs::read_link(&path).unwrap());
+        }
+        if kind.is_char_device() || kind.is_block_device() {
+            line += &format!(" rdev={:x}", meta.rdev());
+        }
+        line += &format!(" {:?}", xattrs(&path));
+        found.insert(name, line);
+    }
+    for names in groups.values_mut() {
+        names.sort();
+        for name in names.iter() {
+            *found.get_mut(name).unwrap() +=
+                &format!(" same-as={:?}", String::from_utf8_lossy(&names[0]));
+        }
+    }
+    found
+}
+
+/// Large sparse files are compared by their first bytes and size only.
+fn read_bounded(path: &Path) -> Vec<u8> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .unwrap()
+        .take(64 << 20)
+        .read_to_end(&mut bytes)
+        .unwrap();
+    bytes
+}
+
+fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut names = vec![0u8; 65536];
+    let length = rustix::fs::llistxattr(path, &mut names[..]).unwrap_or(0);
+    names[..length]
+        .split(|b| *b == 0)
+        .filter(|name| !name.is_empty())
+        .map(|name| {
+            let name = String::from_utf8_lossy(name).into_owned();
+            let mut value = vec![0u8; 65536];
+            let length = rustix::fs::lgetxattr(path, name.as_str(), &mut value[..]).unwrap();
+            value.truncate(length);
+            (name, value)
+        })
+        .collect()
+}
+
+/// A progress sink that nobody looks at.
+pub fn quiet() -> warren_core::ports::images::ProgressSink {
+    Arc::new(|_| {})
+}
