@@ -1,0 +1,103 @@
+//! The words of the commands about images.
+
+use clap::Args;
+use std::path::PathBuf;
+
+const IMAGES_EXAMPLES: &str = "\
+Examples:
+  warren images                           What is here
+  warren images -o wide                   With whole digests and platforms
+  warren images -o json | jq -r '.[].name'";
+
+/// List images
+///
+/// Shows the images on the server, ready to run and still on their way, with the size each takes as
+/// the read-only disk that all its instances share.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = IMAGES_EXAMPLES)]
+pub(crate) struct ImagesArgs {
+    /// Do not shorten anything
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+}
+
+const PULL_EXAMPLES: &str = "\
+Examples:
+  warren pull nginx:1.27                          From Docker Hub
+  warren pull ghcr.io/owner/app@sha256:…          Exactly this one
+  warren pull --plain-http localhost:5000/web     From a registry on your own machine
+  warren pull --platform linux/arm64 alpine";
+
+/// Fetch an image from a registry
+///
+/// Fetches the layers that are missing, verifies them, and converts them to the one read-only disk that
+/// instances boot from. A pull that was interrupted goes on where it was.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = PULL_EXAMPLES)]
+pub(crate) struct PullArgs {
+    /// The registry speaks plain HTTP (one on your own machine, usually)
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    /// Which platform of an image that has several, such as linux/amd64; the host's when absent
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    /// An id of your own for it
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// A user name for the registry; its password is read from WARREN_REGISTRY_PASSWORD
+    #[arg(long, value_name = "USER", requires = "password")]
+    pub(crate) username: Option<String>,
+    /// Only by environment, so that no process list shows it.
+    #[arg(
+        long = "registry-password",
+        env = "WARREN_REGISTRY_PASSWORD",
+        hide = true,
+        hide_env_values = true
+    )]
+    pub(crate) password: Option<String>,
+    /// An image's reference
+    #[arg(value_name = "REFERENCE")]
+    pub(crate) reference: String,
+}
+
+const LOAD_EXAMPLES: &str = "\
+Examples:
+  warren load app.tar --name app:1                An OCI or docker archive, compressed or not
+  warren load ./oci-layout --name app:1           An OCI layout directory
+  warren load rootfs.tar.zst --name debian:mine   A root file system
+  docker save app:1 | warren load - --name app:1";
+
+/// Bring in an image from a file
+///
+/// Sends an OCI layout, an OCI or docker archive, or a root-file-system tarball from this machine to
+/// the server, which tells them apart by content, and gives the image the name REFERENCE.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = LOAD_EXAMPLES)]
+pub(crate) struct LoadArgs {
+    /// The name to give it; needed where the file has none
+    #[arg(long, value_name = "REFERENCE")]
+    pub(crate) name: Option<String>,
+    /// An id of your own for it
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// A file, a directory, or - for standard input
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+}
+
+const RMI_EXAMPLES: &str = "\
+Examples:
+  warren rmi nginx:1.27                   Remove one
+  warren rmi $(warren images -q)          Remove all that no instance uses";
+
+/// Remove images
+///
+/// Removes each name; the disk behind it goes when its last name does. An image that an instance uses
+/// is kept, and the command says which instances those are.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = RMI_EXAMPLES)]
+pub(crate) struct RmiArgs {
+    /// References, ids or digests
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+}

@@ -1,0 +1,300 @@
+//! Commands about images, and the pull that `run` does by itself.
+
+use super::{Outcome, Session, each, outcome};
+use crate::cli::args::{ImagesArgs, LoadArgs, OutputFormat, PullArgs, RmiArgs};
+use crate::cli::failure::CliError;
+use crate::cli::output::{Chatter, Detail};
+use crate::cli::progress::{ImageBars, transfer};
+use crate::cli::text::{bytes, short_digest};
+use futures::{Stream, StreamExt};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+use warren_api::client::{ClientError, ListQuery, LoadSource};
+use warren_api::image::{CreateImageRequest, Image, ImageEvent, PushCredentials};
+
+/// `warren images`
+pub(super) async fn images(session: &Session, args: ImagesArgs) -> Outcome {
+    let mut images = session.client.images(&ListQuery::default()).await?;
+    images.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.id.cmp(&b.id)));
+    let detail = if args.no_trunc {
+        Detail::Untruncated
+    } else {
+        Detail::Short
+    };
+    session.out.list(&images, detail)?;
+    Ok(0)
+}
+
+/// Shows a pull's or load's progress until its images are here.
+async fn follow(
+    session: &Session,
+    what: &str,
+    mut steps: impl Stream<Item = Result<ImageEvent, ClientError>> + Unpin,
+) -> Result<Vec<Image>, CliError> {
+    let mut bars = ImageBars::new(&session.out, what);
+    let outcome = loop {
+        match steps.next().await {
+            Some(Ok(ImageEvent::Progress(progress))) => bars.update(what, &progress),
+            Some(Ok(ImageEvent::Done(images))) => break Ok(images),
+            Some(Err(error)) => break Err(error.into()),
+            None => {
+                break Err(CliError::plain(format!(
+                    "{what}: the server said no more before it was done"
+                )));
+            }
+        }
+    };
+    bars.finish();
+    outcome
+}
+
+/// Fetches an image, with progress.
+pub(super) async fn fetch(
+    session: &Session,
+    request: &CreateImageRequest,
+) -> Result<Vec<Image>, CliError> {
+    let what = format!("pulling {}", request.name);
+    let images = follow(session, &what, session.client.pull_image(request)).await?;
+    report(session, "pulled", &images);
+    Ok(images)
+}
+
+fn report(session: &Session, verb: &str, images: &[Image]) {
+    for image in images {
+        let size = image
+            .size_bytes
+            .map(|size| format!(", {}", bytes(size)))
+            .unwrap_or_default();
+        session.out.note(format!(
+            "{verb} {} ({}{size})",
+            image.name,
+            short_digest(&image.digest)
+        ));
+    }
+}
+
+/// Prints what came in: the name for people, and what scripts ask for.
+fn show(session: &Session, images: &[Image]) -> Result<(), CliError> {
+    match (
+        session.out.format(OutputFormat::Name),
+        session.out.chatter(),
+    ) {
+        (OutputFormat::Name, Chatter::Quiet) => images
+            .iter()
+            .try_for_each(|image| session.out.line(&image.id)),
+        (OutputFormat::Name, Chatter::Normal) => images
+            .iter()
+            .try_for_each(|image| session.out.line(&image.name)),
+        (OutputFormat::Json | OutputFormat::Yaml | OutputFormat::Table | OutputFormat::Wide, _) => {
+            session.out.list(images, Detail::Short)
+        }
+    }
+}
+
+/// `warren pull`
+pub(super) async fn pull(session: &Session, args: PullArgs) -> Outcome {
+    let credentials = args.username.map(|username| PushCredentials {
+        username: Some(username),
+        password: args.password,
+        registry_token: None,
+    });
+    let request = CreateImageRequest {
+        name: args.reference,
+        id: args.id,
+        platform: args.platform,
+        credentials,
+        plain_http: args.plain_http.then_some(true),
+        ..CreateImageRequest::default()
+    };
+    let images = fetch(session, &request).await?;
+    show(session, &images)?;
+    Ok(0)
+}
+
+/// What is uploaded: a file of the person's, or one made here that is removed afterwards.
+enum Upload {
+    Given(PathBuf),
+    Made(NamedTempFile),
+}
+
+impl Upload {
+    fn path(&self) -> &Path {
+        match self {
+            Upload::Given(path) => path,
+            Upload::Made(file) => file.path(),
+        }
+    }
+}
+
+fn at<'a>(path: &'a Path) -> impl Fn(io::Error) -> CliError + 'a {
+    move |source| CliError::File {
+        what: path.display().to_string(),
+        source,
+    }
+}
+
+fn scratch() -> Result<NamedTempFile, CliError> {
+    NamedTempFile::with_prefix("warren-load-").map_err(|source| CliError::File {
+        what: format!(
+            "a temporary file in {} (TMPDIR)",
+            std::env::temp_dir().display()
+        ),
+        source,
+    })
+}
+
+/// An OCI layout directory (image-spec v1.1, `image-layout.md`) as a tar of its own parts and nothing else
+/// that lies around there.
+fn pack_layout(
+    directory: &Path,
+    to: &mut impl io::Write,
+    progress: &impl Fn(u64),
+) -> Result<(), CliError> {
+    if !directory.join("oci-layout").is_file() || !directory.join("index.json").is_file() {
+        return Err(CliError::refused(
+            format!(
+                "{} is not an OCI layout: it has no oci-layout and index.json",
+                directory.display()
+            ),
+            format!(
+                "for a root file system, send a tarball: `tar -C {} -c . | warren load - --name REFERENCE`",
+                directory.display()
+            ),
+        ));
+    }
+    let mut archive = tar::Builder::new(to);
+    let mut append = |relative: &Path| -> Result<(), CliError> {
+        let path = directory.join(relative);
+        let mut file = File::open(&path).map_err(at(&path))?;
+        archive
+            .append_file(relative, &mut file)
+            .map_err(at(&path))?;
+        progress(file.metadata().map_err(at(&path))?.len());
+        Ok(())
+    };
+    append(Path::new("oci-layout"))?;
+    append(Path::new("index.json"))?;
+    let blobs = directory.join("blobs");
+    for algorithm in sorted(&blobs)? {
+        let here = blobs.join(&algorithm);
+        for blob in sorted(&here)? {
+            if here.join(&blob).is_file() {
+                append(&Path::new("blobs").join(&algorithm).join(&blob))?;
+            }
+        }
+    }
+    let to = archive.into_inner().map_err(at(directory))?;
+    to.flush().map_err(at(directory))
+}
+
+fn sorted(directory: &Path) -> Result<Vec<std::ffi::OsString>, CliError> {
+    let mut names = std::fs::read_dir(directory)
+        .map_err(at(directory))?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(at(directory))?;
+    names.sort();
+    Ok(names)
+}
+
+/// The file to send for what was named.
+fn prepare(session: &Session, path: &Path) -> Result<Upload, CliError> {
+    if path.as_os_str() == "-" {
+        let mut file = scratch()?;
+        let bar = transfer(&session.out, "reading standard input", None);
+        let copied = io::copy(&mut bar.wrap_read(io::stdin().lock()), file.as_file_mut());
+        bar.finish_and_clear();
+        copied.map_err(at(Path::new("standard input")))?;
+        return Ok(Upload::Made(file));
+    }
+    let metadata = std::fs::metadata(path).map_err(at(path))?;
+    if metadata.is_dir() {
+        let mut file = scratch()?;
+        let bar = transfer(&session.out, &format!("packing {}", path.display()), None);
+        let packed = pack_layout(path, &mut io::BufWriter::new(file.as_file_mut()), &|n| {
+            bar.inc(n);
+        });
+        bar.finish_and_clear();
+        packed?;
+        return Ok(Upload::Made(file));
+    }
+    if !metadata.is_file() {
+        // A pipe has no length, and the server wants to know it.
+        let mut file = scratch()?;
+        let mut source = File::open(path).map_err(at(path))?;
+        io::copy(&mut source.by_ref(), file.as_file_mut()).map_err(at(path))?;
+        return Ok(Upload::Made(file));
+    }
+    Ok(Upload::Given(path.to_owned()))
+}
+
+/// `warren load`
+pub(super) async fn load(session: &Session, args: LoadArgs) -> Outcome {
+    let upload = prepare(session, &args.path)?;
+    let source = LoadSource {
+        path: upload.path().to_owned(),
+        name: args.name,
+        id: args.id,
+    };
+    let what = match &source.name {
+        Some(name) => format!("loading {name}"),
+        None => format!("loading {}", args.path.display()),
+    };
+    let steps = session.client.load_image(&source).await?;
+    let images = follow(session, &what, steps).await?;
+    report(session, "loaded", &images);
+    show(session, &images)?;
+    Ok(0)
+}
+
+/// `warren rmi`
+pub(super) async fn rmi(session: &Session, args: RmiArgs) -> Outcome {
+    let (done, failure) = each(session, &args.images, |name| async move {
+        Ok(session.client.delete_image(&name).await?)
+    })
+    .await;
+    for (name, ()) in &done {
+        session.out.line(name)?;
+    }
+    outcome(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_layout_is_packed_without_what_lies_around() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        std::fs::create_dir_all(root.join("blobs/sha256")).unwrap();
+        for (name, text) in [
+            ("oci-layout", "{}"),
+            ("index.json", "[]"),
+            ("blobs/sha256/aa", "blob"),
+            ("secret.txt", "private"),
+        ] {
+            std::fs::write(root.join(name), text).unwrap();
+        }
+        let mut packed = Vec::new();
+        pack_layout(root, &mut packed, &|_| {}).unwrap();
+        let mut archive = tar::Archive::new(packed.as_slice());
+        let names: Vec<String> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+            .collect();
+        assert_eq!(names, ["oci-layout", "index.json", "blobs/sha256/aa"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_no_layout_is_refused_with_the_way_to_send_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = pack_layout(directory.path(), &mut Vec::new(), &|_| {}).unwrap_err();
+        assert!(error.sentence().contains("not an OCI layout"), "{error}");
+        assert!(error.hint().unwrap().contains("warren load -"));
+    }
+}
