@@ -76,23 +76,31 @@ impl Cache {
     pub(crate) fn store(&self, folder: &str, name: &str, bytes: &[u8]) -> io::Result<PathBuf> {
         let directory = self.directory.join(folder);
         let path = directory.join(name);
-        if std::fs::metadata(&path).is_ok_and(|found| found.len() == bytes.len() as u64) {
+        let there = std::fs::File::open(&path).and_then(|file| file.metadata());
+        if there.is_ok_and(|found| found.len() == bytes.len() as u64) {
             return Ok(path);
         }
         std::fs::create_dir_all(&directory)?;
-        write_whole(&path, bytes)?;
+        write(&path, bytes, 0o644)?;
         Ok(path)
     }
 }
 
-/// Writes a file by a temporary name and renames it.
+/// Writes a private file by a temporary name and renames it.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write(path, bytes, 0o600)
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
     let directory = path
         .parent()
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     file.write_all(bytes)?;
+    file.as_file()
+        .set_permissions(std::fs::Permissions::from_mode(mode))?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }
@@ -125,6 +133,8 @@ mod tests {
         let cache = Cache::at(root.path().join("cache"));
         let path = cache.store("initramfs", "abc.cpio", b"content").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"content");
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
+        assert_eq!(mode & 0o777, 0o644, "other users' VMMs read it too");
         let before = std::fs::metadata(&path).unwrap().modified().unwrap();
         cache.store("initramfs", "abc.cpio", b"content").unwrap();
         assert_eq!(

@@ -29,7 +29,7 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let unique: [u8; 8] = std::array::from_fn(|_| fastrand_byte());
+        let unique: [u8; 8] = std::array::from_fn(|_| random_byte());
         let handle = warren_core::Handle::from_entropy(unique[..5].try_into().unwrap());
         // Longer than a Unix socket's path may be.
         let directory = root.path().join("d".repeat(100)).join(handle.as_str());
@@ -71,7 +71,26 @@ impl Place {
     }
 }
 
-fn fastrand_byte() -> u8 {
+/// A test that failed leaves a VMM running: end it before its directory goes.
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Ok(record) = std::fs::read(self.home().directory.join("vmm.json")) else {
+            return;
+        };
+        let Ok(record) = serde_json::from_slice::<warren_hypervisor::process::Record>(&record)
+        else {
+            return;
+        };
+        if let warren_hypervisor::process::Stage::Started { process } = record.stage
+            && warren_hypervisor::process::identify(process.pid) == Some(process.clone())
+            && let Some(pid) = rustix::process::Pid::from_raw(process.pid.cast_signed())
+        {
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+fn random_byte() -> u8 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish() as u8
 }
