@@ -19,6 +19,8 @@ pub struct Settings {
     pub start_wait: Duration,
     /// How long a delete waits for its effect.
     pub delete_wait: Duration,
+    /// The longest wait for a state that one request may ask for.
+    pub longest_wait: Duration,
     /// How long an ended instance that removes itself stays, for its creator to read the exit code.
     pub removal_delay: Duration,
     /// How long idempotency keys are kept.
@@ -45,6 +47,7 @@ impl Settings {
             pulls: 3,
             start_wait: Duration::from_secs(30),
             delete_wait: Duration::from_secs(30),
+            longest_wait: Duration::from_secs(3600),
             removal_delay: Duration::from_secs(10),
             idempotency_age: Duration::from_secs(24 * 3600),
             body_limit: 1 << 20,

@@ -8,7 +8,9 @@ use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::future::Future;
 use warren_api::{Code, Problem};
 use warren_core::InstanceId;
@@ -236,8 +238,51 @@ fn not_json() -> Failure {
     )
 }
 
-fn parse<T: DeserializeOwned>(raw: &[u8]) -> Result<T, Failure> {
-    serde_json::from_slice(raw).map_err(|e| Failure::new(Code::InvalidBody, e.to_string()))
+fn parse<T: DeserializeOwned + Serialize>(raw: &[u8]) -> Result<T, Failure> {
+    let wrong = |e: serde_json::Error| Failure::new(Code::InvalidBody, e.to_string());
+    let value: T = serde_json::from_slice(raw).map_err(wrong)?;
+    // serde reads an array where a struct is wanted, field by field; the API's objects are objects.
+    let sent: Value = serde_json::from_slice(raw).map_err(wrong)?;
+    let read = serde_json::to_value(&value).map_err(wrong)?;
+    match array_for_object(&sent, &read) {
+        None => Ok(value),
+        Some(path) => Err(Failure::new(
+            Code::InvalidBody,
+            format!(
+                "{} must be an object, not an array",
+                if path.is_empty() { "the body" } else { &path }
+            ),
+        )),
+    }
+}
+
+/// The path of the first array that was read as an object.
+fn array_for_object(sent: &Value, read: &Value) -> Option<String> {
+    match (sent, read) {
+        (Value::Array(_), Value::Object(_)) => Some(String::new()),
+        (Value::Object(sent), Value::Object(read)) => sent.iter().find_map(|(name, sent)| {
+            let below = array_for_object(sent, read.get(name)?)?;
+            Some(if below.is_empty() {
+                name.clone()
+            } else {
+                format!("{name}.{below}")
+            })
+        }),
+        (Value::Array(sent), Value::Array(read)) => {
+            sent.iter()
+                .zip(read)
+                .enumerate()
+                .find_map(|(index, (sent, read))| {
+                    let below = array_for_object(sent, read)?;
+                    Some(if below.is_empty() {
+                        index.to_string()
+                    } else {
+                        format!("{index}.{below}")
+                    })
+                })
+        }
+        _ => None,
+    }
 }
 
 /// A JSON body, and its bytes.
@@ -246,7 +291,7 @@ pub(super) struct Body<T> {
     pub(super) raw: Bytes,
 }
 
-impl<T: DeserializeOwned> FromRequest<Http> for Body<T> {
+impl<T: DeserializeOwned + Serialize> FromRequest<Http> for Body<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, http: &Http) -> Result<Self, Failure> {
@@ -265,7 +310,7 @@ pub(super) struct OptionalBody<T> {
     pub(super) raw: Bytes,
 }
 
-impl<T: DeserializeOwned + Default> FromRequest<Http> for OptionalBody<T> {
+impl<T: DeserializeOwned + Serialize + Default> FromRequest<Http> for OptionalBody<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, http: &Http) -> Result<Self, Failure> {

@@ -18,8 +18,6 @@ use warren_api::{
 };
 use warren_core::units::parse_duration;
 
-/// The longest wait of one request.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// The wait where none is given.
 const USUAL_WAIT: Duration = Duration::from_secs(60);
 
@@ -212,7 +210,7 @@ pub(super) async fn wait(State(http): State<Http>, Id(id): Id, mut params: Param
     params.finish()?;
     let waited = http
         .app
-        .wait_for(&id, state, limit.min(LONGEST_WAIT))
+        .wait_for(&id, state, limit.min(http.app.0.settings.longest_wait))
         .await?;
     Ok(json(StatusCode::OK, &waited))
 }

@@ -73,7 +73,7 @@ pub(super) async fn spec_json(State(http): State<Http>, _: NoParams) -> Reply {
 
 /// This document as YAML
 #[utoipa::path(get, path = "/spec.yaml", operation_id = "getSpecYaml", tag = "system", security(()),
-    responses((status = 200, description = "OpenAPI 3.1", content_type = "application/yaml", body = String)))]
+    responses((status = 200, description = "OpenAPI 3.1", content_type = "application/yaml", body = Object)))]
 pub(super) async fn spec_yaml(State(http): State<Http>, _: NoParams) -> Reply {
     Ok((
         [(header::CONTENT_TYPE, "application/yaml")],
