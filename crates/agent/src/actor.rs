@@ -77,6 +77,8 @@ pub(crate) struct Actor {
     image_disk: Option<PathBuf>,
     failure: Option<Failure>,
     stopped_at: Option<Timestamp>,
+    /// The VMM this actor saw last.
+    last_process: Option<ProcessIdentity>,
     /// Consecutive failures of steps, and the time before which none is tried again.
     failures: u32,
     not_before: Option<Timestamp>,
@@ -114,6 +116,7 @@ impl Actor {
             attachment: None,
             image_disk: None,
             failure: None,
+            last_process: None,
             failures: 0,
             not_before: None,
             phases: BTreeMap::new(),
@@ -601,6 +604,9 @@ impl Actor {
     }
 
     fn publish(&mut self, plan: &Plan) {
+        if let Some(process) = self.process().cloned() {
+            self.last_process = Some(process);
+        }
         let wish = planner::run_wish(&self.record.intent, &self.seen, self.now());
         self.record.restart.next_attempt_at = match wish {
             RunWish::Wait { at, .. } => Some(at),

@@ -117,6 +117,45 @@ pub(crate) fn busybox_layout() -> &'static Path {
     })
 }
 
+/// A tarball of a root file system that holds one static program.
+pub(crate) fn echo_tarball() -> &'static Path {
+    static TARBALL: OnceLock<PathBuf> = OnceLock::new();
+    TARBALL.get_or_init(|| {
+        let directory =
+            std::env::temp_dir().join(format!("warren-e2e-{}-echo", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a temporary directory");
+        let source = checkout().join("crates/warren/tests/e2e/guest/echo.rs");
+        let compiled = Command::new("rustc")
+            .args([
+                "--edition=2024",
+                "-O",
+                "-C",
+                "target-feature=+crt-static",
+                "-o",
+            ])
+            .arg(directory.join("echo"))
+            .arg(source)
+            .status();
+        assert!(
+            compiled.is_ok_and(|status| status.success()),
+            "the test program does not compile"
+        );
+        let tarball = directory.join("echo.tar");
+        let packed = Command::new("tar")
+            .arg("-C")
+            .arg(&directory)
+            .arg("-cf")
+            .arg(&tarball)
+            .arg("echo")
+            .status();
+        assert!(
+            packed.is_ok_and(|status| status.success()),
+            "the test image could not be packed"
+        );
+        tarball
+    })
+}
+
 /// A running server.
 pub(crate) struct Server {
     pub(crate) mode: Mode,
@@ -166,10 +205,6 @@ impl Server {
 
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.as_ref().expect("the server runs").id()
     }
 
     fn environment(&self, command: &mut Command) {

@@ -163,7 +163,12 @@ fn a_published_port_serves_the_page_to_localhost(server: &Server) {
     );
 }
 
+/// A root-file-system tarball with nothing but one static program: no shell, no libc, no /etc.
 fn udp_is_published_too(server: &Server) {
+    let tarball = crate::harness::echo_tarball()
+        .to_string_lossy()
+        .into_owned();
+    server.ok(&["load", &tarball, "--name", "echo"]);
     let port = free_port();
     server.ok(&[
         "run",
@@ -172,14 +177,8 @@ fn udp_is_published_too(server: &Server) {
         "echo",
         "-p",
         &format!("{port}:7777/udp"),
-        "busybox-web",
-        "nc",
-        "-u",
-        "-l",
-        "-p",
-        "7777",
-        "-e",
-        "cat",
+        "echo",
+        "/echo",
     ]);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket
