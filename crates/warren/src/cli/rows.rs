@@ -18,7 +18,8 @@ pub(crate) fn status(instance: &Instance, now: OffsetDateTime, detail: Detail) -
         return ("Deleting".to_owned(), Look::Waiting);
     }
     let since = |then: Option<OffsetDateTime>| {
-        then.map(|then| format!(" {}", span(now - then)))
+        then.filter(|then| now - *then >= time::Duration::SECOND)
+            .map(|then| format!(" {}", span(now - then)))
             .unwrap_or_default()
     };
     match instance.state {

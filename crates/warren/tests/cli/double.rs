@@ -198,7 +198,10 @@ async fn delete() -> StatusCode {
 }
 
 async fn stop(State(shared): State<Shared>, Path(id): Path<String>) -> Response {
-    shared.stopped.send_replace(true);
+    // A workload that does not listen to its stop signal.
+    if id != "id-deaf" {
+        shared.stopped.send_replace(true);
+    }
     Json(instance(&id, "stopped", json!({"state": "Stopped"}))).into_response()
 }
 

@@ -286,7 +286,7 @@ fn ended(process: &mut std::process::Child) -> Option<i32> {
 /// `run` of a workload that does not end by itself, after its first line.
 fn run_endless(double: &Double, home: &std::path::Path, words: &[&str]) -> std::process::Child {
     let mut process = warren(home)
-        .args(["--server", &double.url, "run", "--name", "job"])
+        .args(["--server", &double.url, "run"])
         .args(words)
         .arg("endless")
         .stdout(Stdio::piped())
@@ -308,7 +308,9 @@ fn run_endless(double: &Double, home: &std::path::Path, words: &[&str]) -> std::
 fn ctrl_c_asks_a_foreground_workload_to_stop() {
     let double = Double::start(None);
     let home = tempfile::tempdir().unwrap();
-    let mut process = run_endless(&double, home.path(), &["--rm"]);
+    let mut process = run_endless(&double, home.path(), &["--rm", "--name", "job"]);
+    // As a terminal and a parent that passes it on do: still one press.
+    interrupt(&process);
     interrupt(&process);
     assert_eq!(ended(&mut process), Some(143));
     let mut said = String::new();
@@ -331,7 +333,29 @@ fn ctrl_c_asks_a_foreground_workload_to_stop() {
 }
 
 #[test]
-fn a_closed_stdout_ends_quietly_and_stops_the_workload() {
+fn a_second_ctrl_c_kills_what_does_not_stop() {
+    let double = Double::start(None);
+    let home = tempfile::tempdir().unwrap();
+    let mut process = run_endless(&double, home.path(), &["--rm", "--name", "deaf"]);
+    interrupt(&process);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !double.requests().iter().any(|r| r.ends_with("/stop")) {
+        assert!(Instant::now() < deadline, "no stop was asked for");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Later than one press could be.
+    std::thread::sleep(Duration::from_millis(400));
+    interrupt(&process);
+    assert_eq!(ended(&mut process), Some(130));
+    let requests = double.requests();
+    assert!(
+        requests.contains(&"DELETE /instances/id-deaf".to_owned()),
+        "{requests:?}"
+    );
+}
+
+#[test]
+fn a_closed_stdout_ends_quietly_as_sigpipe_would() {
     let double = Double::start(None);
     let home = tempfile::tempdir().unwrap();
     let mut listing = warren(home.path())

@@ -31,6 +31,8 @@ const ONE_WAIT: Duration = Duration::from_secs(50);
 const LATE_ANSWER: Duration = Duration::from_secs(5);
 /// How long a request made on the way out may take.
 const LAST_REQUEST: Duration = Duration::from_secs(10);
+/// Interruptions closer together than this are one.
+const ONE_PRESS: Duration = Duration::from_millis(300);
 /// Names made up before it is somebody's fault that all are taken.
 const NAMES: u32 = 5;
 
@@ -189,6 +191,8 @@ async fn or_removed(
         Err(error) => {
             if args.rm {
                 remove_quietly(session, &id).await?;
+                // Logs of what is gone cannot be looked at.
+                return Err(CliError::plain(error.sentence()));
             }
             Err(error)
         }
@@ -392,12 +396,16 @@ async fn without_terminal(session: &Session, args: &RunArgs) -> Outcome {
                 None => break Ok(()),
             },
         };
-        if stopping.is_none() {
+        // One key press can arrive twice: from the terminal, and from a parent that passes it on.
+        let again = stopping
+            .as_ref()
+            .map(|(since, _): &(Instant, JoinHandle<()>)| since.elapsed() > ONE_PRESS);
+        if again.is_none() {
             session
                 .out
                 .note(format!("stopping {}; once more kills it", instance.name));
-            stopping = Some(request_stop(session, &instance.id));
-        } else {
+            stopping = Some((Instant::now(), request_stop(session, &instance.id)));
+        } else if again == Some(true) {
             return kill(session, args, &instance, signal).await;
         }
     };
@@ -494,6 +502,10 @@ async fn conclude(
     }
     if args.rm {
         remove_quietly(session, &instance.id).await?;
+        // Logs of what is gone cannot be looked at.
+        return outcome
+            .map(|(code, _)| code)
+            .map_err(|error| CliError::plain(error.sentence()));
     }
     outcome.map(|(code, _)| code)
 }
