@@ -4,6 +4,7 @@ mod attached;
 mod images;
 mod instances;
 mod logs;
+mod request;
 mod run;
 mod settings;
 mod stats;
