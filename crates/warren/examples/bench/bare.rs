@@ -26,22 +26,44 @@ impl BareQemu {
     /// Reads the arguments of a guest that the server runs, then removes that guest.
     pub(crate) async fn like_a_guest_of(server: &BenchServer) -> anyhow::Result<Self> {
         server.create("model").await?;
-        let home = std::fs::read_dir(server.instances())?.next().context("no instance directory")??.path();
+        let home = std::fs::read_dir(server.instances())?
+            .next()
+            .context("no instance directory")??
+            .path();
         let arguments = arguments_of_qemu_in(&home)?;
         let directory = tempfile::Builder::new().prefix("wrnq").tempdir()?;
-        let append = arguments.iter().find(|word| word.contains("warren.attach=")).context("no kernel command line")?;
-        let key = append.split(' ').find_map(|word| word.strip_prefix("warren.attach=")).context("no key")?.parse()?;
+        let append = arguments
+            .iter()
+            .find(|word| word.contains("warren.attach="))
+            .context("no kernel command line")?;
+        let key = append
+            .split(' ')
+            .find_map(|word| word.strip_prefix("warren.attach="))
+            .context("no key")?
+            .parse()?;
         let disk = home.join("disk.ext4");
         let size = std::fs::metadata(&disk)?.len();
         server.delete("model").await?;
         let empty = directory.path().join("empty.ext4");
         std::fs::File::create(&empty)?.set_len(size)?;
-        let made = Command::new("/sbin/mkfs.ext4").args(["-q", "-E", "lazy_itable_init=1,nodiscard"]).arg(&empty).status()?;
+        let made = Command::new("/sbin/mkfs.ext4")
+            .args(["-q", "-E", "lazy_itable_init=1,nodiscard"])
+            .arg(&empty)
+            .status()?;
         anyhow::ensure!(made.success(), "mkfs.ext4 failed");
-        let tap = Command::new("/sbin/ip").args(["tuntap", "add", TAP, "mode", "tap"]).status()?;
+        let tap = Command::new("/sbin/ip")
+            .args(["tuntap", "add", TAP, "mode", "tap"])
+            .status()?;
         anyhow::ensure!(tap.success(), "the TAP {TAP} could not be made");
-        Command::new("/sbin/ip").args(["link", "set", TAP, "up"]).status()?;
-        let mut bare = BareQemu { arguments: Vec::new(), key, directory, empty };
+        Command::new("/sbin/ip")
+            .args(["link", "set", TAP, "up"])
+            .status()?;
+        let mut bare = BareQemu {
+            arguments: Vec::new(),
+            key,
+            directory,
+            empty,
+        };
         bare.arguments = arguments
             .into_iter()
             .skip(1)
@@ -60,16 +82,28 @@ impl BareQemu {
 
     /// An argument without inherited descriptors and without the server's own paths.
     fn by_path(&self, word: &str, disk: &Path) -> anyhow::Result<String> {
-        let word = word.replace(&disk.display().to_string(), &self.disk().display().to_string());
-        let Some(start) = word.find("fd=") else { return Ok(word) };
-        let end = word[start..].find(',').map_or(word.len(), |comma| start + comma);
+        let word = word.replace(
+            &disk.display().to_string(),
+            &self.disk().display().to_string(),
+        );
+        let Some(start) = word.find("fd=") else {
+            return Ok(word);
+        };
+        let end = word[start..]
+            .find(',')
+            .map_or(word.len(), |comma| start + comma);
         let (before, after) = (&word[..start], &word[end..]);
         if word.starts_with("socket,") {
-            let id = word.split(',').find_map(|part| part.strip_prefix("id=")).context("a chardev without id")?;
+            let id = word
+                .split(',')
+                .find_map(|part| part.strip_prefix("id="))
+                .context("a chardev without id")?;
             return Ok(format!("{before}path={}{after}", self.socket(id).display()));
         }
         if word.starts_with("tap,") {
-            return Ok(format!("{before}ifname={TAP},script=no,downscript=no{after}"));
+            return Ok(format!(
+                "{before}ifname={TAP},script=no,downscript=no{after}"
+            ));
         }
         bail!("an argument with a descriptor that is not known here: {word}")
     }
@@ -119,12 +153,18 @@ impl BareQemu {
 
 impl Drop for BareQemu {
     fn drop(&mut self) {
-        let _ = Command::new("/sbin/ip").args(["link", "delete", TAP]).status();
+        let _ = Command::new("/sbin/ip")
+            .args(["link", "delete", TAP])
+            .status();
     }
 }
 
 fn clone_sparse(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let copied = Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(from).arg(to).status()?;
+    let copied = Command::new("cp")
+        .args(["--sparse=always", "--reflink=auto"])
+        .arg(from)
+        .arg(to)
+        .status()?;
     anyhow::ensure!(copied.success(), "the empty disk could not be copied");
     Ok(())
 }
@@ -157,9 +197,16 @@ fn boot_config() -> BootConfig {
 fn arguments_of_qemu_in(home: &Path) -> anyhow::Result<Vec<String>> {
     let home = home.display().to_string();
     for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Ok(bytes) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let words: Vec<String> = bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        let qemu = words.first().is_some_and(|program| program.contains("qemu-system"));
+        let Ok(bytes) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        let words: Vec<String> = bytes
+            .split(|byte| *byte == 0)
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
+        let qemu = words
+            .first()
+            .is_some_and(|program| program.contains("qemu-system"));
         if qemu && words.iter().any(|word| word.contains(&home)) {
             return Ok(words.into_iter().filter(|word| !word.is_empty()).collect());
         }

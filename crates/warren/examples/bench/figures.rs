@@ -33,7 +33,15 @@ fn millis(time: &Duration) -> f64 {
 
 /// Even runs against odd ones. The order within a pair alternates too, so both halves are quartered by it.
 fn control(times: &[Duration]) -> f64 {
-    let half = |wanted: usize| median(times.iter().enumerate().filter(|(at, _)| (at / 2) % 2 == wanted).map(|(_, time)| millis(time)));
+    let half = |wanted: usize| {
+        median(
+            times
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| (at / 2) % 2 == wanted)
+                .map(|(_, time)| millis(time)),
+        )
+    };
     half(0) / half(1)
 }
 
@@ -52,7 +60,9 @@ impl Figures {
     }
 
     pub(crate) fn worst_control(&self) -> f64 {
-        (self.warren_control - 1.0).abs().max((self.bare_control - 1.0).abs())
+        (self.warren_control - 1.0)
+            .abs()
+            .max((self.bare_control - 1.0).abs())
     }
 
     pub(crate) fn table(&self) -> String {

@@ -35,7 +35,11 @@ const HELP: &str = "\
   --check       fail when the ratio is above its limit";
 
 fn arguments() -> anyhow::Result<Option<Arguments>> {
-    let mut parsed = Arguments { pairs: PAIRS, json: None, check: false };
+    let mut parsed = Arguments {
+        pairs: PAIRS,
+        json: None,
+        check: false,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -78,14 +82,22 @@ async fn main() -> anyhow::Result<()> {
     let figures = Figures::of(&through, &by_hand);
     println!("{}", figures.table());
     if let Some(path) = arguments.json {
-        std::fs::write(&path, serde_json::to_string_pretty(&figures)?).with_context(|| format!("writing {}", path.display()))?;
+        std::fs::write(&path, serde_json::to_string_pretty(&figures)?)
+            .with_context(|| format!("writing {}", path.display()))?;
     }
     server.stop().await?;
     if arguments.check {
-        anyhow::ensure!(figures.ratio <= LIMIT, "create → ready is {:.3} of bare QEMU; the limit is {LIMIT}", figures.ratio);
+        anyhow::ensure!(
+            figures.ratio <= LIMIT,
+            "create → ready is {:.3} of bare QEMU; the limit is {LIMIT}",
+            figures.ratio
+        );
     }
     if figures.worst_control() > NOISE {
-        println!("This machine was noisy: an arm differs from itself by {:.0} %.", figures.worst_control() * 100.0);
+        println!(
+            "This machine was noisy: an arm differs from itself by {:.0} %.",
+            figures.worst_control() * 100.0
+        );
     }
     Ok(())
 }

@@ -25,9 +25,12 @@ fn checkout() -> PathBuf {
 
 impl BenchServer {
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        let binary = std::env::var_os("WARREN_BIN").map_or_else(|| checkout().join("target/release/warren"), PathBuf::from);
+        let binary = std::env::var_os("WARREN_BIN")
+            .map_or_else(|| checkout().join("target/release/warren"), PathBuf::from);
         let data = tempfile::Builder::new().prefix("wrnb").tempdir()?;
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
         let log = std::fs::File::create(data.path().join("server.log"))?;
         let process = Command::new(&binary)
             .arg("server")
@@ -37,14 +40,25 @@ impl BenchServer {
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", binary.display()))?;
-        let server = BenchServer { process, data, port, binary };
+        let server = BenchServer {
+            process,
+            data,
+            port,
+            binary,
+        };
         let deadline = Instant::now() + PATIENCE;
         while server.call("GET", "/health", None).await.is_err() {
-            anyhow::ensure!(Instant::now() < deadline, "the server did not come up: {}", server.log());
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "the server did not come up: {}",
+                server.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let layout = server.data.path().join("layout");
-        let made = Command::new(checkout().join("scripts/make-busybox-image")).arg(&layout).status()?;
+        let made = Command::new(checkout().join("scripts/make-busybox-image"))
+            .arg(&layout)
+            .status()?;
         anyhow::ensure!(made.success(), "the image could not be made");
         let loaded = Command::new(&server.binary)
             .args(["load", &layout.to_string_lossy(), "--name", "bench"])
@@ -75,7 +89,12 @@ impl BenchServer {
         self.data.path().join("instances")
     }
 
-    async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<(u16, Value)> {
+    async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(u16, Value)> {
         let exchange = async {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
             let body = body.map(Value::to_string).unwrap_or_default();
@@ -92,7 +111,9 @@ impl BenchServer {
             let status = head.split(' ').nth(1).context("no status")?.parse()?;
             Ok((status, serde_json::from_str(body).unwrap_or(Value::Null)))
         };
-        tokio::time::timeout(PATIENCE, exchange).await.context("the server did not answer")?
+        tokio::time::timeout(PATIENCE, exchange)
+            .await
+            .context("the server did not answer")?
     }
 
     /// Starts an instance that does nothing.
@@ -102,12 +123,18 @@ impl BenchServer {
             "cmd": ["sleep", "100000"],
         });
         let (status, answer) = self.call("POST", "/instances", Some(&request)).await?;
-        anyhow::ensure!(status == 201 && answer["state"] == "Running", "create answered {status}: {answer}\n{}", self.log());
+        anyhow::ensure!(
+            status == 201 && answer["state"] == "Running",
+            "create answered {status}: {answer}\n{}",
+            self.log()
+        );
         Ok(())
     }
 
     pub(crate) async fn delete(&self, name: &str) -> anyhow::Result<()> {
-        let (status, answer) = self.call("DELETE", &format!("/instances/{name}"), None).await?;
+        let (status, answer) = self
+            .call("DELETE", &format!("/instances/{name}"), None)
+            .await?;
         anyhow::ensure!(status == 204, "delete answered {status}: {answer}");
         Ok(())
     }
