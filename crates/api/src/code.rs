@@ -55,6 +55,8 @@ codes! {
     ImageNotFound = "image_not_found", 404;
     /// The route exists, with other methods.
     MethodNotAllowed = "method_not_allowed", 405;
+    /// The request did not come in whole in time.
+    RequestTimedOut = "request_timed_out", 408;
     /// The name is in use.
     NameTaken = "name_taken", 409;
     /// The id is in use.

@@ -310,6 +310,12 @@ pub fn restart_policy(
     let Some(policy) = policy else {
         return Ok(default);
     };
+    if policy.max_attempts.is_some_and(|most| most > 1_000_000) {
+        return Err(wrong(
+            "restart_policy.max_attempts",
+            "must be at most 1000000",
+        ));
+    }
     let millis = |field, text: Option<String>, default| match text {
         None => Ok(default),
         Some(text) => parse_duration(&text)

@@ -32,6 +32,7 @@ pub struct RestartPolicy {
     pub backoff: Option<String>,
     /// Restarts before it stays stopped; 0 is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 1000000)]
     pub max_attempts: Option<u32>,
     /// A run that lasted this long starts the count anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -144,10 +145,12 @@ pub struct HealthCheck {
     pub start_period: Option<String>,
     /// Failures in a row that make it unhealthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure_threshold: Option<u32>,
+    #[schema(maximum = 65535)]
+    pub failure_threshold: Option<u16>,
     /// Successes in a row that make it healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub success_threshold: Option<u32>,
+    #[schema(maximum = 65535)]
+    pub success_threshold: Option<u16>,
     /// For `http`: `port`, `path`, `scheme`, `expected_status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<BTreeMap<String, serde_json::Value>>,

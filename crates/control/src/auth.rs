@@ -23,7 +23,7 @@ pub enum Auth {
     /// No secret: only from this machine, and not by web pages.
     Loopback,
     /// Bearer tokens signed with this secret.
-    Jwt(JwtKey),
+    Jwt(Box<JwtKey>),
 }
 
 /// A secret, ready for use.
@@ -69,10 +69,10 @@ impl Auth {
                 validation.validate_aud = false;
                 // A token without an end is the user's choice: JWT_SECRET's first users have such tokens.
                 validation.required_spec_claims.clear();
-                Auth::Jwt(JwtKey {
+                Auth::Jwt(Box::new(JwtKey {
                     key: DecodingKey::from_secret(secret.as_bytes()),
                     validation,
-                })
+                }))
             }
         }
     }
@@ -93,11 +93,11 @@ impl Auth {
     ///
     /// # Errors
     /// A 401 problem.
-    pub fn authenticate(&self, header: Option<&str>) -> Result<Scopes, Problem> {
+    pub fn authenticate(&self, header: Option<&str>) -> Result<Scopes, Box<Problem>> {
         let Auth::Jwt(jwt) = self else {
             return Ok(Scopes::All);
         };
-        let refuse = |why: &str| Problem::new(Code::Unauthorized, why);
+        let refuse = |why: &str| Box::new(Problem::new(Code::Unauthorized, why));
         let token = header
             .and_then(|header| header.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))

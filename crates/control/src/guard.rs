@@ -13,8 +13,8 @@ pub(crate) fn check(
     peer: Option<SocketAddr>,
     uri: &Uri,
     headers: &HeaderMap,
-) -> Result<(), Problem> {
-    let refuse = |why: &str| Err(Problem::new(Code::ForeignOrigin, why));
+) -> Result<(), Box<Problem>> {
+    let refuse = |why: &str| Err(Box::new(Problem::new(Code::ForeignOrigin, why)));
     // Without a secret every listener is on loopback; this also holds behind a forgetful redirect.
     if peer.is_some_and(|peer| !peer.ip().to_canonical().is_loopback()) {
         return refuse("without JWT_SECRET this server answers its own machine only");

@@ -140,6 +140,14 @@ impl World {
         self.call("GET", path, None).await
     }
 
+    async fn ready(&self) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        while self.get("/ready").await.status != 200 {
+            assert!(tokio::time::Instant::now() < deadline, "never ready");
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn make(&self, body: Value) -> Value {
         let answer = self.call("POST", "/instances", Some(body)).await;
         assert_eq!(answer.status, 201, "{}", answer.text);
@@ -279,7 +287,8 @@ async fn refusals_have_their_statuses_and_codes() {
     let create = |body: Value| ("POST", "/instances", Some(body));
     let many: serde_json::Map<String, Value> =
         (0..65).map(|i| (i.to_string(), json!(""))).collect();
-    let cases: Vec<((&str, &str, Option<Value>), u16, &str)> = vec![
+    type Case<'a> = ((&'a str, &'a str, Option<Value>), u16, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         (create(json!({"name": "x"})), 400, "invalid_body"),
         (
             create(json!({"name": "x", "image": "busybox", "colour": 1})),
@@ -470,6 +479,26 @@ async fn every_request_in_every_state_has_an_answer() {
             },
         ]
     };
+    for state in states() {
+        let world = world().await;
+        world
+            .make(json!({"id": "i-state", "name": "i", "image": "busybox"}))
+            .await;
+        let name = state.name();
+        world.host.force("i-state", state);
+        let shown = format!("/instances/i-state/wait?state={name}&timeout=5s");
+        world.get(&shown).await;
+        for route in ["exec", "attach"] {
+            let answer = world.get(&format!("/instances/i-state/{route}")).await;
+            match name {
+                // These can be waited for, once it is a WebSocket.
+                StateName::Running | StateName::Created | StateName::Initializing => {
+                    answer.problem(400, "upgrade_required")
+                }
+                _ => answer.problem(409, "wrong_state"),
+            };
+        }
+    }
     for (verb, operation) in [
         ("start", Operation::Start),
         ("stop", Operation::Stop),
@@ -953,11 +982,7 @@ async fn a_host_that_refuses_gets_it_later_and_a_restart_loses_nothing() {
         second.get("/instances/later").await.json()["state"],
         "Running"
     );
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
-    while second.get("/ready").await.status != 200 {
-        assert!(tokio::time::Instant::now() < deadline, "never ready");
-        tokio::task::yield_now().await;
-    }
+    second.ready().await;
     second
         .call(
             "POST",
@@ -986,4 +1011,109 @@ async fn ids_of_requests_come_back() {
         .await;
     assert_eq!(answer.headers["x-request-id"].len(), 16);
     assert_eq!(answer.status, StatusCode::OK.as_u16());
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_skipped_and_nothing_is_swept() {
+    use warren_core::ports::Store;
+    use warren_core::ports::store::{Transaction, Write};
+    let first = world().await;
+    first
+        .make(json!({"id": "whole", "name": "whole", "image": "busybox"}))
+        .await;
+    first.stopping.cancel();
+    let damage = Transaction {
+        guards: Vec::new(),
+        writes: vec![Write::Put("instance/broken".into(), "{".into())],
+    };
+    first.store.commit(damage).await.unwrap();
+    let host = Host::new();
+    let second = world_with(Auth::from_secret(None), host.clone(), first.store.clone()).await;
+    second.ready().await;
+    let shown = second
+        .get("/instances/whole/wait?state=Running&timeout=5s")
+        .await;
+    assert_eq!(shown.json()["state"], "Running", "{}", shown.text);
+    assert_eq!(*host.synced.lock().unwrap(), 0, "a sync sweeps");
+    assert_eq!(*host.applied.lock().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn changes_of_an_instance_are_kept() {
+    let world = world().await;
+    world
+        .make(json!({"name": "p", "image": "busybox", "env": {"A": "1"}}))
+        .await;
+    let patch = json!({"env": {"B": "2"}, "restart_policy": {"policy": "always"}});
+    let changed = world
+        .call("PATCH", "/instances/p", Some(patch))
+        .await
+        .json();
+    assert_eq!(changed["env"], json!({"B": "2"}));
+    assert_eq!(changed["restart_policy"]["policy"], "always");
+    let bad = json!({"env": {"": "x"}});
+    world
+        .call("PATCH", "/instances/p", Some(bad))
+        .await
+        .problem(400, "invalid_field");
+    let soon = json!({"auto_standby": {"enabled": true}});
+    world
+        .call("PATCH", "/instances/p", Some(soon))
+        .await
+        .problem(501, "not_implemented");
+}
+
+#[tokio::test]
+async fn the_server_tells_about_itself() {
+    let world = world().await;
+    world.ready().await;
+    world
+        .make(json!({"id": "m", "name": "m", "image": "busybox", "memory_mb": 512}))
+        .await;
+    let metrics = world.get("/metrics").await;
+    assert!(metrics.text.ends_with("# EOF\n"));
+    for line in [
+        "warren_instances{state=\"Running\"} 1",
+        "warren_instances{state=\"Standby\"} 0",
+        "warren_http_requests_total{method=\"POST\",route=\"/instances\",status=\"201\"} 1",
+    ] {
+        assert!(metrics.text.contains(line), "{line}: {}", metrics.text);
+    }
+    let resources = world.get("/resources").await.json();
+    assert_eq!(resources["memory"]["allocated"], 512 << 20);
+    assert_eq!(resources["allocations"][0]["instance_id"], "m");
+    let spec = world.get("/spec.json").await.json();
+    assert_eq!(spec["openapi"], "3.1.0");
+    let docs = world.get("/docs").await;
+    assert!(
+        docs.headers["content-type"]
+            .to_str()
+            .unwrap()
+            .starts_with("text/html")
+    );
+    // The page works where there is no network but the server's.
+    assert!(!docs.text.contains("http://") && !docs.text.contains("https://"));
+    assert!(docs.headers.contains_key("content-security-policy"));
+}
+
+#[tokio::test]
+async fn room_is_promised_once() {
+    let world = world().await;
+    world.host.report.lock().unwrap().memory = warren_core::MemoryMib(4096);
+    let body = |name: &str| json!({"name": name, "image": "busybox", "memory_mb": 2000});
+    world.make(body("one")).await;
+    world
+        .call("POST", "/instances", Some(body("two")))
+        .await
+        .problem(429, "no_capacity");
+    // A stopped one takes none, until it is to start again.
+    assert_eq!(
+        world.call("POST", "/instances/one/stop", None).await.status,
+        200
+    );
+    world.make(body("two")).await;
+    world
+        .call("POST", "/instances/one/start", None)
+        .await
+        .problem(429, "no_capacity");
 }

@@ -144,6 +144,8 @@ impl App {
     }
 
     async fn record_new(&self, creation: Creation, new: NewInstance) -> Result<View, AppError> {
+        // Held from here on: neither the image nor the room may go between the question and the commit.
+        let _placing = self.0.placing.lock().await;
         let image = self.image_for(&new.spec.image).await?;
         if let Some(platform) = &new.platform
             && *platform != image.platform
@@ -160,7 +162,6 @@ impl App {
             None => InstanceId::from_entropy(entropy()?),
         };
         let handle = Handle::from_entropy(entropy()?);
-        let _placing = self.0.placing.lock().await;
         self.check_free(&creation.tenant, &new, &id)?;
         self.check_room(&report, demand(&new.spec), None)?;
         let mut label = slug(&new.spec.name);

@@ -75,8 +75,11 @@ pub(super) struct KeyRecord {
 
 type Answer = Result<Outcome, Box<Problem>>;
 
+/// A request that is being carried out, and where its answer will be.
+type Pending = (Fingerprint, watch::Receiver<Option<Answer>>);
+
 #[derive(Default)]
-pub(super) struct InFlight(Mutex<HashMap<String, (Fingerprint, watch::Receiver<Option<Answer>>)>>);
+pub(super) struct InFlight(Mutex<HashMap<String, Pending>>);
 
 enum Turn {
     First(watch::Sender<Option<Answer>>),

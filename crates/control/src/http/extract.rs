@@ -18,6 +18,8 @@ use warren_core::state::StateName;
 
 /// The one tenant there is.
 pub(super) const TENANT: &str = "default";
+/// How long a JSON body may take to arrive.
+const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 /// What an image's or instance's reference in a path may be at most.
 const LONGEST_ID: usize = 512;
 
@@ -35,10 +37,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
 }
 
 pub(super) fn bad_query(name: &str, problem: impl std::fmt::Display) -> Failure {
-    Failure(
-        Problem::new(Code::InvalidQuery, format!("{name}: {problem}"))
-            .with_detail(name, problem.to_string()),
-    )
+    Problem::new(Code::InvalidQuery, format!("{name}: {problem}"))
+        .with_detail(name, problem.to_string())
+        .into()
 }
 
 impl Params {
@@ -77,7 +78,8 @@ impl Params {
             .into_iter()
             .partition::<Vec<_>, _>(|(key, _)| {
                 key.strip_prefix(name)
-                    .is_some_and(|rest| rest.starts_with('[') && rest.ends_with(']'))
+                    .and_then(|rest| rest.strip_prefix('[')?.strip_suffix(']'))
+                    .is_some_and(|key| !key.is_empty() && !key.contains(['[', ']']))
             });
         self.0 = rest;
         taken
@@ -199,22 +201,26 @@ impl<S: Send + Sync> FromRequestParts<S> for LongId {
     }
 }
 
-/// A body of bytes, as far as it is allowed to be long.
+/// A body of bytes, as far as it is allowed to be long, and to take long.
 async fn bytes(request: Request, http: &Http) -> Result<Bytes, Failure> {
     let limit = http.app.0.settings.body_limit;
-    Bytes::from_request(request, http)
-        .await
-        .map_err(|e| match e {
-            BytesRejection::FailedToBufferBody(e)
-                if e.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE =>
-            {
-                Failure::new(
-                    Code::BodyTooLarge,
-                    format!("the body may have at most {limit} bytes"),
-                )
-            }
-            other => Failure::new(Code::InvalidBody, other.body_text()),
-        })
+    let whole = tokio::time::timeout(BODY_TIMEOUT, Bytes::from_request(request, http));
+    match whole.await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(BytesRejection::FailedToBufferBody(e)))
+            if e.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE =>
+        {
+            Err(Failure::new(
+                Code::BodyTooLarge,
+                format!("the body may have at most {limit} bytes"),
+            ))
+        }
+        Ok(Err(other)) => Err(Failure::new(Code::InvalidBody, other.body_text())),
+        Err(_) => Err(Failure::new(
+            Code::RequestTimedOut,
+            "the body did not come in time",
+        )),
+    }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -341,7 +347,7 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestKey {
         let bad = || {
             Failure::new(
                 Code::InvalidHeader,
-                "Idempotency-Key must be given once, with 1 to 255 printable ASCII characters",
+                "Idempotency-Key must be given once, with 1 to 255 printable ASCII characters and no spaces",
             )
         };
         let mut values = parts.headers.get_all("idempotency-key").iter();
@@ -350,9 +356,7 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestKey {
             (Some(_), Some(_)) => return Err(bad()),
             (Some(key), None) => {
                 let key = key.to_str().map_err(|_| bad())?;
-                if !(1..=255).contains(&key.len())
-                    || !key.bytes().all(|b| (b' '..=b'~').contains(&b))
-                {
+                if !(1..=255).contains(&key.len()) || !key.bytes().all(|b| b.is_ascii_graphic()) {
                     return Err(bad());
                 }
                 Some(key.to_owned())

@@ -9,22 +9,28 @@ use warren_api::{Code, Problem};
 
 /// A refusal on its way out: the envelope writes the document, with the request's path.
 #[derive(Debug)]
-pub(crate) struct Failure(pub(crate) Problem);
+pub(crate) struct Failure(Box<Problem>);
 
 impl Failure {
     pub(crate) fn new(code: Code, sentence: impl Into<String>) -> Self {
-        Failure(Problem::new(code, sentence))
+        Failure(Box::new(Problem::new(code, sentence)))
     }
 }
 
 impl From<AppError> for Failure {
     fn from(error: AppError) -> Self {
-        Failure(Problem::from(&error))
+        Failure(Box::new(Problem::from(&error)))
     }
 }
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
+        Failure(Box::new(problem))
+    }
+}
+
+impl From<Box<Problem>> for Failure {
+    fn from(problem: Box<Problem>) -> Self {
         Failure(problem)
     }
 }
@@ -34,7 +40,7 @@ impl IntoResponse for Failure {
         let status =
             StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = status.into_response();
-        response.extensions_mut().insert(self.0);
+        response.extensions_mut().insert(*self.0);
         response
     }
 }
@@ -68,19 +74,16 @@ pub(crate) fn from_outcome(outcome: Outcome) -> Response {
 /// The header that holds the next page's token.
 pub(crate) const NEXT_PAGE: HeaderName = HeaderName::from_static("x-next-page-token");
 
-/// A page: a plain array, the next page's token in a header and a `Link` (RFC 8288).
+/// A page: a plain array, with the next page's token in a header.
 pub(crate) fn page<T: Serialize>(page: &PageOf<T>) -> Response {
     let mut response = json(StatusCode::OK, &page.items);
-    if let Some(next) = &page.next {
-        let headers = response.headers_mut();
-        // Base64 is a header value.
-        if let (Ok(token), Ok(link)) = (
-            HeaderValue::from_str(next),
-            HeaderValue::from_str(&format!("<?page_token={next}>; rel=\"next\"")),
-        ) {
-            headers.insert(NEXT_PAGE, token);
-            headers.insert(header::LINK, link);
-        }
+    // Base64 is a header value.
+    if let Some(token) = page
+        .next
+        .as_deref()
+        .and_then(|next| HeaderValue::from_str(next).ok())
+    {
+        response.headers_mut().insert(NEXT_PAGE, token);
     }
     response
 }

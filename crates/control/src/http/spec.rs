@@ -59,7 +59,7 @@ pub(super) fn head() -> OpenApi {
 }
 
 /// The statuses of problems, in words.
-const PROBLEMS: [(u16, &str, &str); 13] = [
+const PROBLEMS: [(u16, &str, &str); 14] = [
     (400, "BadRequest", "The request can never work as it is"),
     (
         401,
@@ -77,6 +77,7 @@ const PROBLEMS: [(u16, &str, &str); 13] = [
         "MethodNotAllowed",
         "The route does not take this method",
     ),
+    (408, "TimedOut", "The request did not come in whole in time"),
     (
         409,
         "Conflict",
@@ -189,7 +190,7 @@ fn add_problems(path: &str, method: &str, operation: &mut Value) {
         401 => !public,
         404 => names_one || path == "/instances",
         409 => names_one || changes,
-        413 | 415 => has_body,
+        408 | 413 | 415 => has_body,
         429 | 507 => changes && !is_unserved,
         501 => is_unserved || host,
         503 => host,
