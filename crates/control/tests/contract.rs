@@ -789,6 +789,19 @@ async fn images_of_both_generations() {
 }
 
 #[tokio::test]
+async fn a_deleted_image_is_gone_whatever_pulls_have_failed() {
+    let world = world().await;
+    let path = "/images/docker.io/library/nginx:1.27";
+    let again = json!({"name": "docker.io/library/nginx:1.27", "id": "another"});
+    let events = [("accept", "text/event-stream")];
+    let failed = world.with("POST", "/images", Some(again), &events).await;
+    assert!(failed.text.contains("event: problem"), "{}", failed.text);
+    assert_eq!(world.get(path).await.json()["status"], "ready");
+    assert_eq!(world.call("DELETE", path, None).await.status, 204);
+    world.get(path).await.problem(404, "image_not_found");
+}
+
+#[tokio::test]
 async fn archives_are_loaded() {
     let world = world().await;
     let load = |body: &'static str, path: &str| {

@@ -479,7 +479,13 @@ impl App {
             .map(|view| view.intent.image_digest.clone())
             .collect();
         match self.0.host.images().remove(&record.id, &in_use).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                // A pull under the same name that failed must not make it look as if it were still there.
+                for name in [wanted, &record.id, &record.name] {
+                    self.0.jobs.forget_failed(name);
+                }
+                Ok(())
+            }
             Err(error) if error.class == ErrorClass::Conflict && error.code == "image_in_use" => {
                 let users: Vec<String> = views
                     .iter()
