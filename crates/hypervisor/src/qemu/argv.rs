@@ -10,7 +10,9 @@ use std::path::Path;
 use warren_core::ports::hypervisor::{Accelerator, DiskAccess, MachineConfig};
 
 /// virtio-mmio slots of `microvm` with one IO-APIC (QEMU, hw/i386/microvm.c, `virtio_num_transports`).
-const SLOTS: usize = 8;
+const MMIO_SLOTS: usize = 8;
+/// PCI slots of `pc` that QEMU does not use itself (host bridge, ISA bridge with IDE and power management).
+const PCI_SLOTS: usize = 30;
 /// Slots that are not for disks or the network interface: random numbers, the channel, the balloon.
 const OWN_SLOTS: usize = 3;
 
@@ -42,10 +44,47 @@ pub(crate) enum NicDescriptor {
     Stream(RawFd),
 }
 
+/// Which of QEMU's machines: decided by what the guest's kernel can find its devices with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Board {
+    /// `microvm` without ACPI: devices are named on the kernel's command line, no firmware runs. Needs a kernel
+    /// with `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`, which distributions leave out.
+    Microvm,
+    /// `pc`: devices on PCI, found by any kernel. SeaBIOS and PCI cost some hundred milliseconds.
+    Pc,
+}
+
+impl Board {
+    fn machine(self) -> &'static str {
+        match self {
+            Board::Microvm => {
+                "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,auto-kernel-cmdline=on,dump-guest-core=off"
+            }
+            Board::Pc => "pc,usb=off,vmport=off,hpet=off,dump-guest-core=off",
+        }
+    }
+
+    /// The ending of virtio devices' names.
+    fn bus(self) -> &'static str {
+        match self {
+            Board::Microvm => "device",
+            Board::Pc => "pci",
+        }
+    }
+
+    fn slots(self) -> usize {
+        match self {
+            Board::Microvm => MMIO_SLOTS,
+            Board::Pc => PCI_SLOTS,
+        }
+    }
+}
+
 /// What all machines of a driver have in common.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Platform<'a> {
     pub(crate) accelerator: Accelerator,
+    pub(crate) board: Board,
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
     pub(crate) extra_cmdline: &'a [String],
@@ -66,11 +105,11 @@ pub(crate) fn command_line(
     let mut words = vec![
         "console=ttyS0".to_owned(),
         "quiet".to_owned(),
-        // A microvm without ACPI can be left by a triple fault alone; QEMU then ends (-no-reboot).
+        // A machine without ACPI can be left by a triple fault alone; QEMU then ends (-no-reboot).
         "reboot=t".to_owned(),
         "panic=-1".to_owned(),
     ];
-    // The first -device is vda (virtio-mmio transports are found in the order of their slots).
+    // The first -device is vda (transports are found in the order of their slots, on either bus).
     for (name, device) in ["warren.root", "warren.upper"]
         .iter()
         .zip(["/dev/vda", "/dev/vdb"])
@@ -95,11 +134,12 @@ pub(crate) fn arguments(
     platform: &Platform<'_>,
     descriptors: &Descriptors,
 ) -> Result<Vec<OsString>, QemuError> {
+    let (board, bus) = (platform.board, platform.board.bus());
     let slots = OWN_SLOTS + machine.disks.len() + usize::from(machine.nic.is_some());
-    if slots > SLOTS {
+    if slots > board.slots() {
         return Err(QemuError::TooManyDevices {
             disks: machine.disks.len(),
-            most: SLOTS - OWN_SLOTS - usize::from(machine.nic.is_some()),
+            most: board.slots() - OWN_SLOTS - usize::from(machine.nic.is_some()),
         });
     }
     let mut arguments = Vec::with_capacity(80);
@@ -116,11 +156,7 @@ pub(crate) fn arguments(
             home.handle
         ),
     );
-    option(
-        "-machine",
-        "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on,auto-kernel-cmdline=on,dump-guest-core=off"
-            .to_owned(),
-    );
+    option("-machine", board.machine().to_owned());
     match platform.accelerator {
         Accelerator::Kvm => {
             option("-accel", "kvm".to_owned());
@@ -180,7 +216,7 @@ pub(crate) fn arguments(
         );
         option(
             "-device",
-            format!("virtio-blk-device,drive=disk{index}{device}"),
+            format!("virtio-blk-{bus},drive=disk{index}{device}"),
         );
     }
     if let (Some(nic), Some(descriptor)) = (&machine.nic, descriptors.nic) {
@@ -195,14 +231,14 @@ pub(crate) fn arguments(
         );
         option(
             "-device",
-            format!("virtio-net-device,netdev=net0,mac={}", nic.mac),
+            format!("virtio-net-{bus},netdev=net0,mac={}", nic.mac),
         );
     }
     option("-object", "rng-builtin,id=rng0".to_owned());
-    option("-device", "virtio-rng-device,rng=rng0".to_owned());
+    option("-device", format!("virtio-rng-{bus},rng=rng0"));
     option(
         "-device",
-        "virtio-serial-device,id=serial0,max_ports=2".to_owned(),
+        format!("virtio-serial-{bus},id=serial0,max_ports=2"),
     );
     option(
         "-device",
@@ -210,7 +246,7 @@ pub(crate) fn arguments(
     );
     option(
         "-device",
-        "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on".to_owned(),
+        format!("virtio-balloon-{bus},free-page-reporting=on,deflate-on-oom=on"),
     );
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(OsString::from(flag));

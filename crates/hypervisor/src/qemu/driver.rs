@@ -236,6 +236,7 @@ fn launch(
     };
     let platform = Platform {
         accelerator: resolved.decision.accelerator,
+        board: resolved.board,
         kernel: &resolved.kernel.image,
         initramfs: &resolved.initramfs,
         extra_cmdline,

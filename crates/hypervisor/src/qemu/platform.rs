@@ -1,5 +1,6 @@
 //! What is the same for all machines of a driver: binary, accelerator, kernel, initramfs. Found once and kept.
 
+use super::argv::Board;
 use super::{QemuConfig, QemuError};
 use crate::accelerator::{self, Decision};
 use crate::initramfs::Initramfs;
@@ -13,6 +14,7 @@ pub(crate) struct Resolved {
     pub(crate) binary: PathBuf,
     pub(crate) decision: Decision,
     pub(crate) kernel: Kernel,
+    pub(crate) board: Board,
     pub(crate) initramfs: PathBuf,
 }
 
@@ -63,11 +65,12 @@ async fn resolve(config: &Arc<QemuConfig>) -> Result<Resolved, QemuError> {
     let binary = find_binary(config.binary.as_deref())?;
     let decision = accelerator::decide(&binary, config.accel, &config.cache).await?;
     let config = config.clone();
-    let (kernel, initramfs) = tokio::task::spawn_blocking(move || {
+    let (kernel, board, initramfs) = tokio::task::spawn_blocking(move || {
         let kernel = kernel::find(&config.kernel, &config.cache)?;
         let initramfs = Initramfs::build(&config.guest_agent, kernel.modules.as_deref())?
             .store(&config.cache)?;
-        Ok::<_, QemuError>((kernel, initramfs))
+        let board = board(&kernel.image)?;
+        Ok::<_, QemuError>((kernel, board, initramfs))
     })
     .await
     .map_err(|error| QemuError::Unusable {
@@ -78,7 +81,20 @@ async fn resolve(config: &Arc<QemuConfig>) -> Result<Resolved, QemuError> {
         binary,
         decision,
         kernel,
+        board,
         initramfs,
+    })
+}
+
+/// Which machine suits a kernel: its parameter for devices on the command line is there by name, or it is not.
+fn board(kernel: &Path) -> Result<Board, QemuError> {
+    let image = std::fs::read(kernel).map_err(|error| QemuError::Unusable {
+        binary: kernel.to_owned(),
+        reason: format!("the guest kernel cannot be read: {error}"),
+    })?;
+    Ok(match memchr::memmem::find(&image, b"virtio_mmio.device") {
+        Some(_) => Board::Microvm,
+        None => Board::Pc,
     })
 }
 

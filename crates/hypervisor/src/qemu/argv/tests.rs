@@ -37,6 +37,7 @@ fn machine() -> MachineConfig {
 fn platform() -> Platform<'static> {
     Platform {
         accelerator: Accelerator::Tcg,
+        board: Board::Microvm,
         kernel: Path::new("/cache/kernels/tuned/vmlinux"),
         initramfs: Path::new("/cache/initramfs/x.cpio"),
         extra_cmdline: &[],
@@ -118,4 +119,16 @@ fn more_disks_than_slots_are_refused() {
         arguments(&machine, &platform(), &DESCRIPTORS),
         Err(QemuError::TooManyDevices { disks: 5, most: 4 })
     ));
+}
+
+#[test]
+fn a_kernel_that_finds_only_pci_gets_a_machine_with_pci() {
+    let platform = Platform {
+        board: Board::Pc,
+        ..platform()
+    };
+    let text = lines(&arguments(&machine(), &platform, &DESCRIPTORS).unwrap());
+    assert!(text.contains("-machine pc,"), "{text}");
+    assert_eq!(text.matches("-pci").count(), 6, "{text}");
+    assert!(!text.contains("-device,"), "{text}");
 }
