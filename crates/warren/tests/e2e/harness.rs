@@ -163,20 +163,25 @@ pub(crate) struct Server {
     pub(crate) subnet: u8,
     data: Option<tempfile::TempDir>,
     process: Option<Child>,
-    extra: Vec<String>,
+    extra: Vec<(String, String)>,
     log: PathBuf,
 }
 
 impl Server {
     /// Starts one and loads the busybox image as `busybox-web`.
     pub(crate) fn start(mode: Mode) -> Self {
-        let server = Self::start_with(mode, &[]);
+        Self::start_in(mode, &[])
+    }
+
+    /// The same, with more environment.
+    pub(crate) fn start_in(mode: Mode, environment: &[(&str, &str)]) -> Self {
+        let server = Self::start_empty(mode, environment);
         let layout = busybox_layout().to_string_lossy().into_owned();
         server.ok(&["load", &layout, "--name", "busybox-web"]);
         server
     }
 
-    pub(crate) fn start_with(mode: Mode, extra: &[&str]) -> Self {
+    fn start_empty(mode: Mode, environment: &[(&str, &str)]) -> Self {
         let data = tempfile::Builder::new()
             .prefix("wrn")
             .tempdir()
@@ -193,7 +198,10 @@ impl Server {
             log: data.path().join("server.log"),
             data: Some(data),
             process: None,
-            extra: extra.iter().map(|word| (*word).to_owned()).collect(),
+            extra: environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
         };
         server.launch();
         server
@@ -222,7 +230,8 @@ impl Server {
             )
             .env("WARREN_SERVER", self.url())
             .env("WARREN_LOG", "info,warren_agent=debug")
-            .env_remove("JWT_SECRET");
+            .env_remove("JWT_SECRET")
+            .envs(self.extra.iter().map(|(name, value)| (name, value)));
         match self.mode {
             Mode::Bridge => drop(command.env("WARREN_NETWORK", "bridge")),
             Mode::User => {
@@ -245,7 +254,6 @@ impl Server {
         let mut command = Command::new(warren_bin());
         command
             .arg("server")
-            .args(&self.extra)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

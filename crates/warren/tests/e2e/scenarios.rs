@@ -40,7 +40,9 @@ pub(crate) fn in_mode(name: &str, mode: Mode, scenario: fn(&Server)) {
     for instance in String::from_utf8_lossy(&left.stdout).lines() {
         server.ok(&["rm", "-f", instance]);
     }
-    eventually("nothing is left", 2, || server.leftovers().is_empty().then_some(()));
+    eventually("nothing is left", 2, || {
+        server.leftovers().is_empty().then_some(())
+    });
     assert!(server.terminate().success());
     server.ok(&["system", "clean"]);
     assert_eq!(server.network_leftovers(), Vec::<String>::new());
@@ -348,7 +350,9 @@ fn stop_start_and_remove_leave_nothing(server: &Server) {
         "rm of a running instance needs -f"
     );
     server.ok(&["rm", "-f", "keep"]);
-    eventually("nothing is left", 2, || server.leftovers().is_empty().then_some(()));
+    eventually("nothing is left", 2, || {
+        server.leftovers().is_empty().then_some(())
+    });
     let (status, problem) = server.api("GET", "/instances/keep", None);
     assert_eq!(status, 404, "{problem}");
 }
@@ -435,4 +439,56 @@ fn a_guest_reaches_a_published_port_by_the_hosts_address() {
             assert!(body.contains("Hello from a microVM"), "{body}");
         },
     );
+}
+
+#[test]
+fn the_distributions_kernel_runs_instances_too() {
+    const NAME: &str = "e2e::the_distributions_kernel_runs_instances_too";
+    if let Some(reason) = missing(Mode::Bridge) {
+        return skip(NAME, &reason);
+    }
+    let cache = std::env::var_os("WARREN_CACHE_DIR").map_or_else(
+        || std::path::PathBuf::from("/var/cache/warren"),
+        std::path::PathBuf::from,
+    );
+    let kernels = std::fs::read_dir(cache.join("kernels"));
+    let distro = kernels.into_iter().flatten().flatten().find(|entry| {
+        entry.file_name().to_string_lossy().starts_with("distro-")
+            && entry.path().join("vmlinux").exists()
+    });
+    let Some(distro) = distro else {
+        return skip(
+            NAME,
+            "the distribution's kernel is not in the cache: ./dev kernel --distro",
+        );
+    };
+    let only = tempfile::tempdir().unwrap();
+    std::fs::create_dir(only.path().join("kernels")).unwrap();
+    std::os::unix::fs::symlink(
+        distro.path(),
+        only.path().join("kernels").join(distro.file_name()),
+    )
+    .unwrap();
+    let cache = only.path().to_string_lossy().into_owned();
+    let server = Server::start_in(Mode::Bridge, &[("WARREN_CACHE_DIR", &cache)]);
+    let release = server.ok(&["run", "--rm", "busybox-web", "uname", "-r"]);
+    assert!(
+        distro
+            .file_name()
+            .to_string_lossy()
+            .contains(release.trim()),
+        "{release}"
+    );
+    let port = free_port();
+    server.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "-p",
+        &format!("{port}:80"),
+        "busybox-web",
+    ]);
+    let body = eventually("the page", 30, || page(port));
+    assert!(body.contains("Hello from a microVM"), "{body}");
 }

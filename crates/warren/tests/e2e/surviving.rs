@@ -66,7 +66,9 @@ fn guests_outlive_a_killed_server(mode: Mode, test: &str) {
         .unwrap();
     server.ok(&["rm", "-f", "one", "two", "three"]);
     eventually("logs -f ends", 20, || follower.try_wait().unwrap());
-    eventually("nothing is left", 2, || server.leftovers().is_empty().then_some(()));
+    eventually("nothing is left", 2, || {
+        server.leftovers().is_empty().then_some(())
+    });
 }
 
 fn vmm_pids(server: &Server) -> Vec<String> {
