@@ -20,7 +20,7 @@ NAME=value), which the server reads too:
   PORT              where the server listens (8080)
   DATA_DIR          its data (as root /var/lib/warren, else ~/.local/share/warren)
   WARREN_RUN_DIR    the pid file (as root /run/warren, else $XDG_RUNTIME_DIR/warren)
-  WARREN_LOG        the log file (as root /var/log/warren.log, else DATA_DIR/server.log)
+  WARREN_LOG_FILE   the log file (as root /var/log/warren.log, else DATA_DIR/server.log)
   WARREN_STOP_SECONDS   how long a graceful stop may take before the server is killed (30)
 
 What else the server understands: warren server --help
@@ -55,11 +55,11 @@ settings() {
     if [ "$(id -u)" -eq 0 ]; then
         export DATA_DIR=${DATA_DIR:-/var/lib/warren}
         run_dir=${WARREN_RUN_DIR:-/run/warren}
-        log=${WARREN_LOG:-/var/log/warren.log}
+        log=${WARREN_LOG_FILE:-/var/log/warren.log}
     else
         export DATA_DIR=${DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/warren}
         run_dir=${WARREN_RUN_DIR:-${XDG_RUNTIME_DIR:-$DATA_DIR}/warren}
-        log=${WARREN_LOG:-$DATA_DIR/server.log}
+        log=${WARREN_LOG_FILE:-$DATA_DIR/server.log}
     fi
     export WARREN_SERVER=${WARREN_SERVER:-http://127.0.0.1:$PORT}
     pid_file=$run_dir/server.pid

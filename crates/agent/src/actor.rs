@@ -535,23 +535,23 @@ impl Actor {
             }
         };
         enum Woken {
-            ByWish,
-            ByGuest,
-            ByMachine,
-            ByTime,
+            Wish,
+            Guest,
+            Machine,
+            Time,
         }
         let woken = tokio::select! {
             changed = self.wishes.changed() => {
-                if changed.is_err() { Woken::ByTime } else { Woken::ByWish }
+                if changed.is_err() { Woken::Time } else { Woken::Wish }
             }
-            () = guest_speaks => Woken::ByGuest,
-            () = machine_ends => Woken::ByMachine,
-            () = clock.sleep(pause) => Woken::ByTime,
+            () = guest_speaks => Woken::Guest,
+            () = machine_ends => Woken::Machine,
+            () = clock.sleep(pause) => Woken::Time,
         };
         match woken {
-            Woken::ByWish | Woken::ByGuest => {}
-            Woken::ByTime if until.is_some() => {}
-            Woken::ByMachine | Woken::ByTime => self.observe().await,
+            Woken::Wish | Woken::Guest => {}
+            Woken::Time if until.is_some() => {}
+            Woken::Machine | Woken::Time => self.observe().await,
         }
     }
 
