@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
+use utoipa::openapi::{Array, ArrayBuilder, ObjectBuilder, Type};
 use warren_core::restart;
 
 /// When a workload is started again without being asked.
@@ -109,7 +110,20 @@ pub struct AutoStandbyPolicy {
     pub ignore_source_cidrs: Vec<String>,
     /// Connections to these do not count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(schema_with = ports)]
     pub ignore_destination_ports: Vec<u16>,
+}
+
+/// Ports; derived, the items would have no upper bound.
+fn ports() -> Array {
+    let port = ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(0))
+        .maximum(Some(u16::MAX));
+    ArrayBuilder::new()
+        .description(Some("Connections to these do not count."))
+        .items(port)
+        .build()
 }
 
 /// How health is checked.

@@ -65,8 +65,10 @@ pub(super) async fn create(
 /// `Accept: text/event-stream` the answer is a stream of `progress` events that ends with `images` or `problem`.
 #[utoipa::path(post, path = "/images/load", operation_id = "loadImage", tag = "images",
     params(
-        ("name" = Option<String>, Query, description = "The reference to give it; needed where the archive has none"),
-        ("id" = Option<String>, Query, description = "The id to give it"),
+        ("name" = Option<String>, Query, min_length = 1, max_length = 512,
+            description = "The reference to give it; needed where the archive has none"),
+        ("id" = Option<String>, Query, min_length = 1, max_length = 63, pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+            description = "The id to give it"),
         ("platform" = Option<String>, Query, description = "Which platform of an index"),
     ),
     request_body(content_type = "application/octet-stream", content = String),

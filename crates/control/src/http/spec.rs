@@ -126,6 +126,7 @@ pub fn document() -> Value {
         json!({ "bearerAuth": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT" } });
     // Where JWT_SECRET is not set, nothing is needed.
     document["security"] = json!([{ "bearerAuth": [] }, {}]);
+    bound_labels(&mut document);
     let paths = document["paths"].as_object_mut().expect("there are paths");
     for (path, item) in paths {
         for (method, operation) in item.as_object_mut().expect("a path has operations") {
@@ -165,8 +166,41 @@ fn tags_parameter() -> Value {
     json!({
         "name": "tags", "in": "query", "required": false, "style": "deepObject", "explode": true,
         "description": "Only with these labels, as tags[key]=value",
-        "schema": { "type": "object", "additionalProperties": { "type": "string" } },
+        "schema": {
+            "type": "object",
+            "propertyNames": { "minLength": 1, "pattern": r"^[^\[\]]*$" },
+            "additionalProperties": { "type": "string" },
+        },
     })
+}
+
+/// What `warren_api::convert::check_tags` accepts, wherever labels are sent or shown. Derived, they refer to a schema that
+/// is called after the Rust type and accepts any text.
+fn bound_labels(document: &mut Value) {
+    let text = |low: usize, high: usize| {
+        json!({
+            "type": "string", "minLength": low, "maxLength": high,
+            "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$",
+        })
+    };
+    let schemas = document["components"]["schemas"]
+        .as_object_mut()
+        .expect("there are schemas");
+    schemas.remove("BTreeMap");
+    for schema in schemas.values_mut() {
+        for name in ["tags", "labels"] {
+            if let Some(labels) = schema.pointer_mut(&format!("/properties/{name}")) {
+                labels["$ref"] = json!("#/components/schemas/Labels");
+            }
+        }
+    }
+    schemas.insert(
+        "Labels".to_owned(),
+        json!({
+            "type": "object", "maxProperties": 64,
+            "propertyNames": text(1, 128), "additionalProperties": text(0, 512),
+        }),
+    );
 }
 
 fn add_label_maps(path: &str, method: &str, operation: &mut Value) {
@@ -174,6 +208,9 @@ fn add_label_maps(path: &str, method: &str, operation: &mut Value) {
         && (path == "/instances" || path == "/images")
         && let Some(parameters) = operation["parameters"].as_array_mut()
     {
+        for parameter in parameters.iter_mut().filter(|p| p["name"] == "labels") {
+            parameter["schema"]["items"]["pattern"] = json!("^[^=]+=");
+        }
         parameters.push(tags_parameter());
     }
 }
@@ -229,7 +266,7 @@ mod tests {
 
     /// The committed document is what the code serves. `UPDATE_OPENAPI=1` writes it anew.
     #[test]
-    fn the_committed_document_is_the_served_one() {
+    fn the_committed_openapi_document_is_the_served_one() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.yaml");
         let served = yaml(&document());
         if std::env::var_os("UPDATE_OPENAPI").is_some() {
