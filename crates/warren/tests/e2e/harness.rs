@@ -285,6 +285,36 @@ impl Server {
         process.wait().expect("it is our child");
     }
 
+    /// kill -9 while others still use `self`; `reap` must follow.
+    pub(crate) fn kill_now(&self) {
+        let process = self.process.as_ref().expect("the server runs");
+        let pid = rustix::process::Pid::from_child(process);
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is our child");
+    }
+
+    /// Takes note of a server that was killed.
+    pub(crate) fn reap(&mut self) {
+        let mut process = self.process.take().expect("the server ran");
+        process.wait().expect("it is our child");
+    }
+
+    /// A REST call to a server that may die meanwhile: the status, or `None` without a whole answer.
+    pub(crate) fn try_api(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<serde_json::Value>,
+    ) -> Option<u16> {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        http(
+            address,
+            method,
+            path,
+            body.map(|body| body.to_string()).as_deref(),
+        )
+        .map(|answer| answer.status)
+    }
+
     /// SIGTERM, and the exit status.
     pub(crate) fn terminate(&mut self) -> std::process::ExitStatus {
         let mut process = self.process.take().expect("the server runs");

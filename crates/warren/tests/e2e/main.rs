@@ -2,6 +2,7 @@
 //! mode as root and in user mode as an unprivileged user, unless it is about one of them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod dying;
 mod harness;
 mod scenarios;
 mod surviving;
