@@ -197,17 +197,47 @@ const PLAIN_NAMES: [&str; 8] = [
     "DNS_SERVER",
 ];
 
-/// `WARREN_…` names that are not settings of the server.
-const OTHER_NAMES: [&str; 8] = [
+/// `WARREN_…` names that are not the server's: the command line's, the scripts' and the tests'.
+const OTHER_NAMES: [&str; 16] = [
     "server",
     "token",
-    "bin",
-    "cache_dir",
-    "skip_file",
-    "guest_agent",
     "context",
     "config",
+    "cache_dir",
+    "guest_agent",
+    "bin",
+    "skip_file",
+    "run_dir",
+    "log_file",
+    "env_file",
+    "stop_seconds",
+    "seed",
+    "kills",
+    "cloud_hypervisor",
+    "firecracker",
 ];
+
+/// The settings by name.
+fn settings() -> Vec<String> {
+    match serde_json::to_value(Config::default()) {
+        Ok(serde_json::Value::Object(fields)) => fields.into_iter().map(|(name, _)| name).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// `WARREN_…` variables that nobody reads: most likely mistyped.
+pub(crate) fn unread_variables() -> Vec<String> {
+    let known = settings();
+    std::env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .filter(|name| {
+            name.strip_prefix("WARREN_").is_some_and(|rest| {
+                let rest = rest.to_ascii_lowercase();
+                !known.contains(&rest) && !OTHER_NAMES.contains(&rest.as_str())
+            })
+        })
+        .collect()
+}
 
 impl Config {
     /// Puts the sources together.
@@ -234,13 +264,17 @@ impl Config {
             }
             None => {}
         }
+        let known = settings();
         let config: Config = figment
             .merge(
                 Env::raw()
                     .only(&PLAIN_NAMES)
                     .filter(|name| !empty(name.as_str())),
             )
-            .merge(Env::prefixed("WARREN_").ignore(&OTHER_NAMES))
+            .merge(
+                Env::prefixed("WARREN_")
+                    .filter(move |name| known.iter().any(|known| name == known.as_str())),
+            )
             .merge(Serialized::defaults(flags))
             .extract()
             .map_err(|error| anyhow::anyhow!("configuration: {error}"))?;

@@ -124,6 +124,11 @@ impl HostCommand {
                 return ExitCode::from(2);
             }
         };
+        for name in config::unread_variables() {
+            anstream::eprintln!(
+                "warning: {name} is set but is not a setting (see warren server --help)"
+            );
+        }
         match self {
             HostCommand::Server(_) => {
                 start_log(&config);
