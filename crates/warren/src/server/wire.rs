@@ -21,11 +21,14 @@ use warren_network::{BridgeConfig, BridgeNetwork, NoNetwork, UserConfig, UserNet
 /// The agent that is PID 1 in every guest: static, built with this binary (`build.rs`).
 static GUEST_AGENT: &[u8] = include_bytes!(env!("WARREN_GUEST_AGENT"));
 
+/// A hypervisor that was asked for and cannot be had, and why.
+pub(crate) type Unusable = (String, String);
+
 /// The drivers that the configuration names, and those that cannot be used here, with the reason.
 pub(crate) fn hypervisors(
     config: &Config,
     fallback_cache: &Path,
-) -> (Vec<Arc<dyn Hypervisor>>, Vec<(String, String)>) {
+) -> (Vec<Arc<dyn Hypervisor>>, Vec<Unusable>) {
     let mut drivers: Vec<Arc<dyn Hypervisor>> = Vec::new();
     let mut unusable = Vec::new();
     for kind in &config.hypervisors {

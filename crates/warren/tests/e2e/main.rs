@@ -1,6 +1,7 @@
 //! The whole of Warren on real QEMU: a server, its CLI, its API, real guests. Each scenario runs in bridge
 //! mode as root and in user mode as an unprivileged user, unless it is about one of them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "a test that does not run says so")]
 
 mod dying;
 mod harness;
