@@ -63,26 +63,43 @@ fn dump(socket: &OwnedFd, address: Ipv4Addr) -> nix::Result<Vec<Vec<u8>>> {
     let mut buffer = vec![0_u8; 64 * 1024];
     loop {
         let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        let mut rest = &buffer[..length];
-        while let Some((kind, body, next)) = split_message(rest) {
-            match kind {
-                MESSAGE_DONE => return Ok(found),
-                MESSAGE_ERROR => {
-                    let code = body
-                        .get(..4)
-                        .map_or(0, |b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
-                    return Err(nix::errno::Errno::from_raw(-code));
-                }
-                _ => {
-                    if let Some(tuple) = matching(body.get(NFGEN_HEADER..).unwrap_or(&[]), address)
-                    {
-                        found.push(tuple);
-                    }
-                }
-            }
-            rest = next;
+        if let Dump::Over = read_entries(&buffer[..length], address, &mut found)? {
+            return Ok(found);
         }
     }
+}
+
+/// Whether a dump goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dump {
+    GoesOn,
+    Over,
+}
+
+/// Reads one datagram of a dump.
+pub(crate) fn read_entries(
+    mut rest: &[u8],
+    address: Ipv4Addr,
+    found: &mut Vec<Vec<u8>>,
+) -> nix::Result<Dump> {
+    while let Some((kind, body, next)) = split_message(rest) {
+        match kind {
+            MESSAGE_DONE => return Ok(Dump::Over),
+            MESSAGE_ERROR => {
+                let code = body
+                    .get(..4)
+                    .map_or(0, |b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+                return Err(nix::errno::Errno::from_raw(code.wrapping_neg()));
+            }
+            _ => {
+                if let Some(tuple) = matching(body.get(NFGEN_HEADER..).unwrap_or(&[]), address) {
+                    found.push(tuple);
+                }
+            }
+        }
+        rest = next;
+    }
+    Ok(Dump::GoesOn)
 }
 
 fn matching(entry: &[u8], address: Ipv4Addr) -> Option<Vec<u8>> {

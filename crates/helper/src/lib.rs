@@ -13,6 +13,8 @@
 mod blocking;
 mod conntrack;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod in_process;
 mod links;
 mod nft;

@@ -8,6 +8,8 @@
 pub mod accelerator;
 mod cache;
 pub mod fake;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod initramfs;
 pub mod kernel;
 pub mod process;

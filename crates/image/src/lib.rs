@@ -10,6 +10,8 @@
 mod decompress;
 mod digest;
 pub mod erofs;
+#[doc(hidden)]
+pub mod fuzzing;
 mod limits;
 pub mod merge;
 pub mod pipeline;

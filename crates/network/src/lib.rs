@@ -11,6 +11,13 @@ mod none;
 mod publish;
 mod user;
 
+/// Ways in for `fuzz/`: private decoders of what guests and name servers send. Not part of the API.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::dns::fuzzing::{answer_belongs, answer_query};
+    pub use crate::user::fuzzing::Guard;
+}
+
 pub use bridge::{BridgeConfig, BridgeNetwork};
 pub use none::NoNetwork;
 pub use user::{UserConfig, UserNetwork, run_guard};

@@ -5,7 +5,7 @@
 //! where it needs some. `./dev kernel` makes tuned ones, `scripts/fetch-kernel` takes the distribution's. A user's
 //! own file, vmlinux or bzImage, works as well.
 
-mod bzimage;
+pub(crate) mod bzimage;
 
 use crate::cache::{Cache, digest};
 use serde::Deserialize;

@@ -7,7 +7,7 @@
 mod argv;
 mod driver;
 mod platform;
-mod qmp;
+pub(crate) mod qmp;
 
 pub use argv::CHANNEL_PORT;
 pub use driver::Qemu;

@@ -10,7 +10,7 @@ use crate::process::Files;
 use serde::Deserialize;
 use std::path::Path;
 use std::time::Duration;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 /// Longest line: answers to what is asked here have a few hundred bytes.
@@ -55,7 +55,7 @@ pub(crate) enum RunState {
 }
 
 impl RunState {
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         match text {
             "paused" | "suspended" | "io-error" | "prelaunch" | "save-vm" | "postmigrate"
             | "finish-migrate" | "debug" | "watchdog" => RunState::Paused,
@@ -81,15 +81,22 @@ struct Refusal {
 }
 
 /// One connection, past capabilities negotiation.
-pub(crate) struct Qmp {
-    stream: BufReader<UnixStream>,
+pub(crate) struct Qmp<S> {
+    stream: BufReader<S>,
 }
 
-impl Qmp {
+impl Qmp<UnixStream> {
     /// Connects to the monitor of a home directory.
     async fn connect(directory: &Path) -> Result<Self, QmpError> {
         let socket = crate::sockets::connect(directory, Files::QMP)?;
         let stream = UnixStream::from_std(std::os::unix::net::UnixStream::from(socket))?;
+        Self::negotiate(stream).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Qmp<S> {
+    /// Takes the greeting and leaves capabilities negotiation.
+    pub(crate) async fn negotiate(stream: S) -> Result<Self, QmpError> {
         let mut qmp = Qmp {
             stream: BufReader::new(stream),
         };
@@ -106,7 +113,10 @@ impl Qmp {
         serde_json::from_slice(&line).map_err(|error| QmpError::Protocol(error.to_string()))
     }
 
-    async fn execute(&mut self, command: &'static str) -> Result<serde_json::Value, QmpError> {
+    pub(crate) async fn execute(
+        &mut self,
+        command: &'static str,
+    ) -> Result<serde_json::Value, QmpError> {
         let request = format!("{{\"execute\":\"{command}\"}}\n");
         self.stream.get_mut().write_all(request.as_bytes()).await?;
         for _ in 0..MAX_EVENTS {

@@ -5,6 +5,7 @@
 //! number of queries in flight are bounded.
 
 mod answer;
+pub(crate) mod fuzzing;
 mod server;
 mod upstream;
 

@@ -116,7 +116,7 @@ async fn datagrams(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
 }
 
 /// Cuts an answer that is larger than the guest said it takes, so that it asks again over TCP.
-fn fit(answer: Vec<u8>, query: &[u8]) -> Vec<u8> {
+pub(super) fn fit(answer: Vec<u8>, query: &[u8]) -> Vec<u8> {
     let room = Message::from_vec(query)
         .ok()
         .and_then(|query| query.edns.map(|edns| usize::from(edns.max_payload())))

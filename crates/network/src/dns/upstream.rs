@@ -63,7 +63,7 @@ fn fresh_id() -> u16 {
     u16::from_ne_bytes(bytes)
 }
 
-fn belongs(answer: &[u8], query: &Message, id: u16) -> bool {
+pub(super) fn belongs(answer: &[u8], query: &Message, id: u16) -> bool {
     Message::from_vec(answer)
         .is_ok_and(|message| message.metadata.id == id && message.queries == query.queries)
 }

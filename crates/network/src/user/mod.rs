@@ -12,6 +12,7 @@
 
 mod filter;
 mod frames;
+pub(crate) mod fuzzing;
 mod guard;
 mod process;
 

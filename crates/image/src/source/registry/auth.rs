@@ -219,7 +219,7 @@ fn ask_helper(helper: &str, registry: &str) -> Result<Option<Credentials>, Strin
 
 /// What `WWW-Authenticate` asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(crate) enum Challenge {
     Basic,
     Bearer {
         realm: String,
@@ -230,7 +230,7 @@ pub(super) enum Challenge {
 
 impl Challenge {
     /// Parses one header value: a scheme, then `key="value"` or `key=value`, separated by commas.
-    pub(super) fn parse(header: &str) -> Option<Self> {
+    pub(crate) fn parse(header: &str) -> Option<Self> {
         let (scheme, mut rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
         if scheme.eq_ignore_ascii_case("basic") {
             return Some(Challenge::Basic);
@@ -258,21 +258,21 @@ impl Challenge {
 
 /// A token with its end.
 #[derive(Clone)]
-pub(super) struct Bearer {
+pub(crate) struct Bearer {
     pub(super) token: String,
     pub(super) until: Instant,
 }
 
 /// The answer of a token server.
 #[derive(Deserialize)]
-pub(super) struct TokenAnswer {
+pub(crate) struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
     expires_in: Option<u64>,
 }
 
 impl TokenAnswer {
-    pub(super) fn bearer(self) -> Option<Bearer> {
+    pub(crate) fn bearer(self) -> Option<Bearer> {
         // The specification's default is 60 s; a little less, so that none is used at its very end.
         let seconds = self.expires_in.unwrap_or(60).clamp(10, 3600);
         let token = self.token.filter(|t| !t.is_empty()).or(self.access_token)?;

@@ -3,7 +3,7 @@
 //! Owns: requests to registries, their authentication, retries and resumption. Must never: send a credential to any
 //! other host than the one it is for (redirected blobs get none), or use plain HTTP unless told to.
 
-mod auth;
+pub(crate) mod auth;
 mod client;
 mod download;
 
