@@ -430,6 +430,7 @@ pub fn instance(intent: &InstanceIntent, status: &InstanceStatus) -> Instance {
         platform: carried_value(spec, carried::PLATFORM),
         state: status.state.name().into(),
         state_error: state_error(status),
+        warnings: Vec::new(),
         deleting: intent.desired == Desired::Deleted,
         created_at: intent.created_at,
         started_at: status.started_at,

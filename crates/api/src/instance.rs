@@ -409,6 +409,9 @@ pub struct Instance {
     /// What went wrong last, and what to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_error: Option<String>,
+    /// In the answer to a create: what will not work on this host, and what to do about it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Whether it is on its way out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deleting: bool,

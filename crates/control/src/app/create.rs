@@ -155,7 +155,7 @@ impl App {
                 format!("the image {} is for {}", image.name, image.platform),
             ));
         }
-        let report = self.0.host.report().await?;
+        let report = self.known_host().await?;
         check_host(&new, &report)?;
         let id = match &new.id {
             Some(id) => id.clone(),

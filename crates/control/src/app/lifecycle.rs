@@ -37,7 +37,7 @@ impl App {
         if admitted(Operation::Start, &found)? == Admission::AlreadySo && !found.has_ended() {
             return Ok(found);
         }
-        let report = self.0.host.report().await?;
+        let report = self.known_host().await?;
         let placing = self.0.placing.lock().await;
         self.check_room(&report, demand(&found.intent.spec), Some(&found.intent.id))?;
         let id = found.intent.id.clone();

@@ -5,6 +5,7 @@ mod board;
 mod create;
 mod error;
 mod follow;
+mod host;
 mod idempotency;
 mod images;
 mod lifecycle;
@@ -58,6 +59,7 @@ pub(crate) struct Inner {
     link: RwLock<()>,
     /// Admission to the host's room and the commit that takes it are one thing.
     placing: Mutex<()>,
+    report: host::ReportCache,
     jobs: images::Jobs,
     in_flight: idempotency::InFlight,
     stopping: CancellationToken,
@@ -78,6 +80,7 @@ impl App {
         stopping: CancellationToken,
     ) -> Result<Self, PortError> {
         let app = App(Arc::new(Inner {
+            report: host::ReportCache::default(),
             jobs: images::Jobs::new(settings.pulls),
             store,
             host,

@@ -7,7 +7,6 @@ use std::time::Duration;
 use warren_api::convert::state_error;
 use warren_api::resources::{PartStatus, ResourceAllocation, ResourceStatus};
 use warren_api::{Code, InstanceStats, Readiness, Resources, WaitForStateResponse};
-use warren_core::host::HostReport;
 use warren_core::id::Prefixes;
 use warren_core::instance::Desired;
 use warren_core::placement::{Capacity, capacity};
@@ -158,14 +157,6 @@ impl App {
         let view = self.find(wanted, Prefixes::Accepted)?;
         let usage = self.0.host.usage(&view.intent.id).await?;
         Ok(warren_api::convert::stats(&view.intent, &usage))
-    }
-
-    /// What the host says about itself.
-    ///
-    /// # Errors
-    /// The host's.
-    pub async fn host_report(&self) -> Result<HostReport, AppError> {
-        Ok(self.0.host.report().await?)
     }
 
     /// The host's resources and who was promised what.

@@ -16,6 +16,7 @@ use warren_api::{
     CreateInstanceRequest, Instance, InstanceStats, StartInstanceRequest, UpdateInstanceRequest,
     WaitForStateResponse,
 };
+use warren_core::instance::NetworkChoice;
 use warren_core::units::parse_duration;
 
 /// The wait where none is given.
@@ -85,7 +86,11 @@ pub(super) async fn create(
             Some(id) => app.instance(id.as_str())?,
             None => app.create(creation).await?,
         };
-        Ok(outcome(StatusCode::CREATED, &wire(&view)))
+        let mut instance = wire(&view);
+        if view.intent.spec.network == NetworkChoice::Default {
+            instance.warnings = app.network_warnings();
+        }
+        Ok(outcome(StatusCode::CREATED, &instance))
     })
     .await
 }

@@ -68,7 +68,12 @@ async fn create(
         };
         let request = request(args, name, env.clone());
         match session.client.create_instance(&request, &options).await {
-            Ok(instance) => return Ok(instance),
+            Ok(instance) => {
+                for warning in &instance.warnings {
+                    session.out.warn(warning);
+                }
+                return Ok(instance);
+            }
             Err(error) if error.code() == Some("image_not_found") && may_pull => {
                 may_pull = false;
                 pull(session, args).await?;
