@@ -11,7 +11,8 @@ fuzz_help() {
     cat <<'EOT'
 ./dev fuzz TARGET [SECONDS]: fuzz one decoder (20 seconds, or as long as you say)
 
-The corpus grows in fuzz/corpus/TARGET; an input that crashes is kept in fuzz/artifacts/TARGET.
+It starts from fuzz/seeds/TARGET, which are in the repository, and what earlier runs have found in fuzz/corpus/TARGET,
+which is not; an input that crashes is kept in fuzz/artifacts/TARGET.
 EOT
     printf 'Targets: %s\n' "$(fuzz_targets | paste -sd' ' | sed 's/^$/none yet: there is no fuzz\/fuzz_targets/')"
 }
@@ -26,6 +27,17 @@ cmd_fuzz() {
     install_missing c++=g++
     ensure_rust
     ensure_cargo_tool cargo-fuzz
-    RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir "$ROOT/fuzz" "$target" -- \
+    local corpus=$ROOT/fuzz/corpus/$target seeds=$ROOT/fuzz/seeds/$target
+    mkdir -p "$corpus" "$seeds"
+    RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir "$ROOT/fuzz" --sanitizer "$(fuzz_sanitizer)" "$target" "$corpus" "$seeds" -- \
         -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10
+}
+
+# Distributions package Rust without the sanitizers' runtimes; panics and hangs are found without one as well.
+fuzz_sanitizer() {
+    if [ -n "$(find "$(rustc --print sysroot)/lib/rustlib" -name 'librustc-*_rt.asan.a' -print -quit)" ]; then
+        printf 'address\n'
+    else
+        printf 'none\n'
+    fi
 }
