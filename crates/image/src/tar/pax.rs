@@ -1,5 +1,7 @@
 //! PAX extended header records: `LENGTH KEY=VALUE\n`.
 
+use std::collections::HashSet;
+
 use base64::Engine as _;
 
 use super::TarError;
@@ -19,6 +21,8 @@ pub(super) struct Overrides {
     pub(super) device_minor: Option<u32>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) sparse: PaxSparse,
+    /// Names in `xattrs`: headers have room for tens of thousands, too many to look through for each.
+    known: HashSet<Vec<u8>>,
 }
 
 impl Overrides {
@@ -84,7 +88,7 @@ impl Overrides {
 
     fn xattr(&mut self, name: Vec<u8>, value: Vec<u8>) {
         // Both spellings are often given for one attribute: the first one stays.
-        if !self.xattrs.iter().any(|(known, _)| *known == name) {
+        if self.known.insert(name.clone()) {
             self.xattrs.push((name, value));
         }
     }
@@ -188,6 +192,10 @@ mod tests {
             value.xattrs,
             [(b"user.a".to_vec(), b"\xff\0\n=x\n".to_vec())]
         );
+        let first =
+            read(b"22 SCHILY.xattr.u.a=1\n27 LIBARCHIVE.xattr.u.a=Mg\n22 SCHILY.xattr.u.b=3\n");
+        let expected = [("u.a", "1"), ("u.b", "3")].map(|(n, v)| (n.into(), v.into()));
+        assert_eq!(first.unwrap().xattrs, expected);
         for bad in [
             &b"999999999999999999999 path=a\n"[..],
             b"5 a=b\n6 a=b\nx",
