@@ -86,23 +86,27 @@ server_still_serves() {
 
 listening_elsewhere_needs_a_secret() {
     local said
-    said=$(DATA_DIR=$WORK/refused PORT=$(free_port) refused "$WARREN" server --hypervisors fake --network none --listen 0.0.0.0)
+    said=$(DATA_DIR=$WORK/refused PORT=$(free_port) refused timeout 30 "$WARREN" server --hypervisors fake --network none --listen 0.0.0.0)
     contains "$said" JWT_SECRET
 }
 
 check busybox-image "$ROOT/scripts/make-busybox-image" "$WORK/busybox"
 
-# Its own data directory: the example of the first generation wants a guest network, which takes a bridge.
+# Its own server: the example of the first generation wants a guest network.
+options=()
 if [ "$(id -u)" -eq 0 ] && have nft; then
     network=bridge
-else
+elif have passt; then
     network=user
+else
+    network=none options=(--no-network)
+    skip api-example-with-a-network "neither root with nft nor passt is here"
 fi
 serve example --hypervisors fake --network "$network" --registries localhost,127.0.0.1
 check load-images load_images
 create '{"id": "seed-1", "name": "seed-1", "image": "busybox-web", "network": {"enabled": false}, "memory_mb": 128}'
 create '{"id": "seed-2", "name": "seed-2", "image": "busybox-web", "network": {"enabled": false}, "memory_mb": 128}'
-contract contract "$URL"
+contract contract "$URL" "${options[@]}"
 
 serve open --hypervisors fake --network none --registries localhost,127.0.0.1
 check load-images-again load_images
