@@ -125,6 +125,13 @@ impl Client {
         self.get(&format!("blobs/{digest}"), headers).await
     }
 
+    /// What a path below the repository is called in references: `registry/repository:tag`, or `…@digest`.
+    fn name_of(&self, path: &str) -> String {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let separator = if name.contains(':') { '@' } else { ':' };
+        format!("{}/{}{separator}{name}", self.registry, self.repository)
+    }
+
     pub(super) fn registry(&self) -> &str {
         &self.registry
     }
@@ -227,7 +234,7 @@ impl Client {
                 )
             }
             StatusCode::NOT_FOUND => {
-                let reference = format!("{}/{} ({path})", self.registry, self.repository);
+                let reference = self.name_of(path);
                 (RegistryError::NotFound { reference }, None)
             }
             StatusCode::TOO_MANY_REQUESTS => {
