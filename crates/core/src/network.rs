@@ -180,12 +180,13 @@ impl Subnet {
         taken: &BTreeSet<Ipv4Addr>,
     ) -> Result<Ipv4Addr, NetworkError> {
         let first = u32::from(self.cidr.network()) + 1;
-        let count = (1u32 << (32 - self.cidr.prefix_len())) - 2;
+        let count = (u32::MAX >> self.cidr.prefix_len()) - 1;
         let start = handle.as_str().bytes().fold(17u32, |sum, b| {
             sum.wrapping_mul(31).wrapping_add(u32::from(b))
         }) % count;
         (0..count)
-            .map(|step| Ipv4Addr::from(first + (start + step) % count))
+            .map(|step| (u64::from(start) + u64::from(step)) % u64::from(count))
+            .map(|offset| Ipv4Addr::from(first + offset as u32))
             .find(|address| *address != self.gateway && !taken.contains(address))
             .ok_or(NetworkError::Exhausted {
                 subnet: self.cidr,
@@ -232,7 +233,10 @@ impl TryFrom<String> for MacAddress {
         let mut bytes = [0u8; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2);
+            // Numbers may have a sign for `from_str_radix`.
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()));
             *byte = part
                 .and_then(|part| u8::from_str_radix(part, 16).ok())
                 .ok_or_else(|| format!("{text:?} is not a MAC address"))?;
@@ -293,6 +297,14 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_network_has_addresses_too() {
+        let subnet = Subnet::new("0.0.0.0/0", Ipv4Addr::new(10, 0, 0, 1)).expect("valid");
+        let handle = Handle::from_entropy([1; 5]);
+        let address = subnet.allocate(&handle, &BTreeSet::new());
+        assert!(address.is_ok_and(|address| address != subnet.gateway));
+    }
+
+    #[test]
     fn bad_subnets_are_named() {
         assert!(matches!(
             Subnet::new("10.0.0.0/33", Ipv4Addr::LOCALHOST),
@@ -316,5 +328,8 @@ mod tests {
         );
         assert_eq!(mac.0[0] & 0b11, 0b10);
         assert_eq!(MacAddress::try_from(mac.to_string()), Ok(mac));
+        for bad in ["+1:aa:bb:cc:dd:ee", "52:aa:bb:cc:dd", "52:aa:bb:cc:dd:e"] {
+            assert!(MacAddress::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
     }
 }
