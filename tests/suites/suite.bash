@@ -132,7 +132,7 @@ answers_or_gone() { answers "$URL/health" || process_gone "$SERVER_PID"; }
 running_here() {
     local file
     for file in /proc/[0-9]*/cmdline; do
-        if tr '\0' '\n' <"$file" 2>/dev/null | grep -qF "$WORK/"; then
+        if { tr "\0" "\n" <"$file"; } 2>/dev/null | grep -qF "$WORK/"; then
             file=${file#/proc/}
             printf '%s\n' "${file%/cmdline}"
         fi
