@@ -205,7 +205,7 @@ ensure_schemathesis() {
     if [ ! -x "$venv/bin/schemathesis" ]; then
         rm -rf "$venv"
         mkdir -p "$(tools_dir)"
-        { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check schemathesis; } >&2 || {
+        { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check schemathesis==4.32.5; } >&2 || {
             rm -rf "$venv"
             return 1
         }

@@ -1,0 +1,161 @@
+//! The REST contract over a host without machines: every generation's shapes, every refusal's status.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should say where"
+)]
+
+mod access;
+mod images;
+mod instances;
+mod serving;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "each test file uses a part")]
+mod support;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Request, StatusCode};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use support::{Host, TestClock};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use warren_control::{App, Auth, Settings, http};
+use warren_core::InstallationId;
+use warren_core::state::InstanceState;
+use warren_store::MemoryStore;
+
+struct World {
+    router: Router,
+    host: Arc<Host>,
+    clock: Arc<TestClock>,
+    store: Arc<MemoryStore>,
+    stopping: CancellationToken,
+    _spool: tempfile::TempDir,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stopping.cancel();
+    }
+}
+
+async fn world() -> World {
+    world_with(
+        Auth::from_secret(None),
+        Host::new(),
+        Arc::new(MemoryStore::new()),
+    )
+    .await
+}
+
+async fn world_with(auth: Auth, host: Arc<Host>, store: Arc<MemoryStore>) -> World {
+    let spool = tempfile::tempdir().unwrap();
+    let mut settings = Settings::new(InstallationId::from_entropy([1; 3]), spool.path().into());
+    settings.start_wait = Duration::from_secs(5);
+    settings.removal_delay = Duration::from_millis(100);
+    let clock = TestClock::new();
+    let stopping = CancellationToken::new();
+    let app = App::start(
+        store.clone(),
+        host.clone(),
+        clock.clone(),
+        settings,
+        stopping.clone(),
+    )
+    .await
+    .unwrap();
+    World {
+        router: http::router(app, auth),
+        host,
+        clock,
+        store,
+        stopping,
+        _spool: spool,
+    }
+}
+
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    /// Every refusal is one document with the fields of both generations.
+    fn problem(&self, status: u16, code: &str) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        let problem = self.json();
+        assert_eq!(problem["code"], code, "{problem}");
+        assert_eq!(problem["status"], status);
+        assert_eq!(problem["message"], problem["detail"]);
+        assert!(problem["type"].is_string() && problem["title"].is_string());
+        problem
+    }
+}
+
+impl World {
+    async fn send(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = to_bytes(response.into_body(), 1 << 22).await.unwrap();
+        Answer {
+            status,
+            headers,
+            text: String::from_utf8(body.to_vec()).unwrap(),
+        }
+    }
+
+    async fn with(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "localhost:8080");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let body = match body {
+            Some(body) => {
+                request = request.header("content-type", "application/json");
+                Body::from(body.to_string())
+            }
+            None => Body::empty(),
+        };
+        self.send(request.body(body).unwrap()).await
+    }
+
+    async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+        self.with(method, path, body, &[]).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, None).await
+    }
+
+    async fn ready(&self) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        while self.get("/ready").await.status != 200 {
+            assert!(tokio::time::Instant::now() < deadline, "never ready");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn make(&self, body: Value) -> Value {
+        let answer = self.call("POST", "/instances", Some(body)).await;
+        assert_eq!(answer.status, 201, "{}", answer.text);
+        answer.json()
+    }
+}
