@@ -4,12 +4,10 @@
 //! Level-triggered: a change of intent, a word from the guest, the end of the VMM and a timer all do
 //! the same, which is to wake it up.
 
-use crate::agent::{AgentConfig, Ports};
+use crate::context::{Context, InstanceShared, attachment_spec, disk_path};
 use crate::guest_session::{GuestSession, GuestState};
-use crate::log_store::LogStore;
 use crate::record::HostRecord;
-use crate::status_board::StatusBoard;
-use crate::steps::{Effect, INTERRUPTED, StepScope, attachment_spec, disk_path};
+use crate::steps::{Effect, INTERRUPTED, StepScope};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +18,7 @@ use warren_core::instance::{Desired, Gone, InstanceIntent, InstanceStatus, Netwo
 use warren_core::planner::{self, GivenUp, GuestSeen, Plan, RunWish, Seen, Step};
 use warren_core::ports::hypervisor::{HypervisorKind, ProcessIdentity, VmmSeen};
 use warren_core::ports::network::Attachment;
-use warren_core::ports::{Hypervisor, InstanceHome, Presence};
+use warren_core::ports::{Hypervisor, Presence};
 use warren_core::restart::RestartStatus;
 use warren_core::state::InstanceState;
 use warren_core::{ErrorClass, PortError, Timestamp};
@@ -33,37 +31,6 @@ const ATTEMPTS: u32 = 4;
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause between attempts of what is never given up: taking things away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// What all actors share.
-pub(crate) struct Context {
-    pub(crate) ports: Ports,
-    pub(crate) config: AgentConfig,
-    pub(crate) board: StatusBoard,
-}
-
-/// What others may see and do of one instance.
-pub(crate) struct InstanceShared {
-    pub(crate) home: InstanceHome,
-    pub(crate) wish: watch::Sender<InstanceIntent>,
-    pub(crate) session: watch::Sender<Option<Arc<GuestSession>>>,
-    /// Whether no more output is to come: the run is over and no restart is pending.
-    pub(crate) output_over: watch::Sender<bool>,
-    pub(crate) workload_log: LogStore,
-    pub(crate) console_log: LogStore,
-}
-
-impl InstanceShared {
-    pub(crate) fn new(home: InstanceHome, intent: InstanceIntent) -> std::io::Result<Self> {
-        Ok(InstanceShared {
-            workload_log: LogStore::open(home.directory.join("workload.log"))?,
-            console_log: LogStore::open(home.directory.join("console.log"))?,
-            home,
-            wish: watch::Sender::new(intent),
-            session: watch::Sender::new(None),
-            output_over: watch::Sender::new(false),
-        })
-    }
-}
 
 pub(crate) struct Actor {
     context: Arc<Context>,

@@ -1,17 +1,18 @@
 //! The agent as a whole: its actors by instance, and [`HostLink`] in front of them.
 
-use crate::actor::{Actor, Context, InstanceShared};
+use crate::actor::Actor;
 use crate::adopt;
 use crate::attach;
+use crate::context::{Actors, AgentConfig, Context, InstanceShared, Ports, Sweep, disk_path};
 use crate::guest_session::GuestSession;
 use crate::images::AgentImages;
 use crate::record::HostRecord;
 use crate::status_board::StatusBoard;
+use crate::sweep;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::io::BufRead;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use warren_core::host::HostReport;
@@ -21,11 +22,9 @@ use warren_core::ports::host_link::{
 };
 use warren_core::ports::hypervisor::{HypervisorKind, HypervisorReport};
 use warren_core::ports::network::AttachmentSpec;
-use warren_core::ports::{
-    BoxStream, Clock, HostLink, Hypervisor, Images, InstanceHome, Network, Volumes,
-};
+use warren_core::ports::{BoxStream, HostLink, Hypervisor, InstanceHome};
 use warren_core::state::InstanceState;
-use warren_core::{Handle, InstallationId, InstanceId, MemoryMib, PortError, Timestamp};
+use warren_core::{InstanceId, MemoryMib, PortError, Timestamp};
 use warren_guest::protocol::{ExecRequest, Terminal};
 
 /// How long a request waits for a guest whose session is just being (re)made.
@@ -33,50 +32,10 @@ const SESSION_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a guest may take to answer a question about its memory.
 const STATS_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The adapters this host has.
-#[derive(Clone)]
-pub struct Ports {
-    /// Usable hypervisors, best first.
-    pub hypervisors: Vec<Arc<dyn Hypervisor>>,
-    /// Images.
-    pub images: Arc<dyn Images>,
-    /// Writable disks.
-    pub volumes: Arc<dyn Volumes>,
-    /// The guests' network.
-    pub network: Arc<dyn Network>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-}
-
-/// Where the agent keeps its things.
-#[derive(Debug, Clone)]
-pub struct AgentConfig {
-    /// `<data>/instances`: one directory per instance, named by its handle.
-    pub instances: PathBuf,
-    /// `<data>/set-aside`: disks of instances that no record of intent knows any more.
-    pub set_aside: PathBuf,
-    /// In every name.
-    pub installation: InstallationId,
-    /// Hypervisors that were asked for and do not work here: name and reason, for the report.
-    pub unusable: Vec<(String, String)>,
-    /// Whether what no intent knows may be removed.
-    pub sweep: Sweep,
-}
-
-/// Whether what no intent knows is a leak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sweep {
-    /// It is, and is removed.
-    Allowed,
-    /// The record of intent may be the wrong one (lost, restored, another installation's): nothing is
-    /// removed until somebody has said that it is right.
-    Withheld,
-}
-
 /// One host's agent.
 pub struct Agent {
     context: Arc<Context>,
-    actors: Arc<Mutex<BTreeMap<InstanceId, Arc<InstanceShared>>>>,
+    actors: Arc<Actors>,
     images: AgentImages,
     synced: watch::Sender<bool>,
 }
@@ -111,8 +70,9 @@ impl Agent {
                 tracing::error!(instance = %id, %error, "cannot adopt an instance");
             }
         }
-        tokio::spawn(adopt::sweep_forever(
-            Arc::downgrade(&agent),
+        tokio::spawn(sweep::sweep_forever(
+            Arc::downgrade(&agent.context),
+            Arc::downgrade(&agent.actors),
             agent.synced.subscribe(),
         ));
         Ok(agent)
@@ -120,18 +80,6 @@ impl Agent {
 
     fn actors(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, Arc<InstanceShared>>> {
         self.actors.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The handles of all instances that have an actor.
-    pub(crate) fn handles(&self) -> Vec<Handle> {
-        self.actors()
-            .values()
-            .map(|shared| shared.home.handle.clone())
-            .collect()
-    }
-
-    pub(crate) fn context(&self) -> &Context {
-        &self.context
     }
 
     fn home(&self, intent: &InstanceIntent) -> InstanceHome {
@@ -313,7 +261,7 @@ impl HostLink for AgentLink {
             .map(|(_, shared)| Arc::clone(shared))
             .collect();
         for orphan in orphans {
-            adopt::remove_orphan(&self.0, &orphan);
+            sweep::remove_orphan(&self.0.context, &orphan);
         }
         self.0.synced.send_replace(true);
         Ok(())
@@ -411,7 +359,7 @@ impl HostLink for AgentLink {
             .map(|record| record.hypervisor);
         let driver = kind.and_then(|kind| self.0.hypervisor(kind));
         let session = shared.session.borrow().clone();
-        let disk = crate::steps::disk_path(&shared.home);
+        let disk = disk_path(&shared.home);
         let (vmm, network, disk, guest) = tokio::join!(
             async {
                 match &driver {

@@ -1,56 +1,13 @@
-//! Being connected to a workload itself: its raw output as it comes, with the last of it replayed to
-//! whoever comes late, and a way to its standard input.
+//! Being connected to a workload itself, or to a command beside it.
 
 use crate::guest_session::{GuestSession, GuestState, guest_error};
 use async_trait::async_trait;
-use bytes::Bytes;
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::sync::broadcast;
 use warren_core::PortError;
 use warren_core::ports::host_link::{ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream};
 use warren_guest::client::ExecWriter;
 use warren_guest::protocol::{self, Terminal};
-
-/// Output replayed to whoever attaches.
-const REPLAY: usize = 64 << 10;
-/// Pieces an attached reader may be behind before it loses some.
-const BACKLOG: usize = 1024;
-
-type Piece = (OutputStream, Bytes);
-
-/// The workload's output as it comes.
-#[derive(Clone)]
-pub(crate) struct OutputTap {
-    recent: Arc<Mutex<(VecDeque<Piece>, usize)>>,
-    live: broadcast::Sender<Piece>,
-}
-
-impl OutputTap {
-    pub(crate) fn new() -> Self {
-        OutputTap {
-            recent: Arc::default(),
-            live: broadcast::Sender::new(BACKLOG),
-        }
-    }
-
-    pub(crate) fn push(&self, stream: OutputStream, data: Bytes) {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.1 += data.len();
-        recent.0.push_back((stream, data.clone()));
-        while recent.1 > REPLAY && recent.0.len() > 1 {
-            let dropped = recent.0.pop_front().map_or(0, |(_, data)| data.len());
-            recent.1 -= dropped;
-        }
-        // Nobody attached is the usual case.
-        let _ = self.live.send((stream, data));
-    }
-
-    fn subscribe(&self) -> (VecDeque<Piece>, broadcast::Receiver<Piece>) {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        (recent.0.clone(), self.live.subscribe())
-    }
-}
 
 /// Connects to the workload of `session`.
 pub(crate) async fn attach(

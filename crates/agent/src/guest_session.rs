@@ -1,8 +1,8 @@
 //! One attached session with one guest: what the guest reports becomes a state to wait on, and its
 //! workload's output goes to the log (and to whoever is attached) and is acknowledged once it is there.
 
-use crate::attach::OutputTap;
 use crate::log_store::LogStore;
+use crate::output::OutputTap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;

@@ -11,13 +11,17 @@ mod agent;
 mod attach;
 mod bootstrap;
 mod console;
+mod context;
 mod guest_session;
 mod images;
 mod log_store;
+mod output;
 mod record;
 mod status_board;
 mod steps;
+mod sweep;
 
 pub use adopt::records as recorded_instances;
-pub use agent::{Agent, AgentConfig, AgentLink, Ports, Sweep};
+pub use agent::{Agent, AgentLink};
+pub use context::{AgentConfig, Ports, Sweep};
 pub use record::{HostRecord, RecordError};

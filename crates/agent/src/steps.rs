@@ -1,9 +1,9 @@
 //! The steps of the plan, carried out. Each is idempotent, has a deadline, and reports what it changed
 //! as an [`Effect`]; none decides what comes next.
 
-use crate::actor::{Context, InstanceShared};
 use crate::bootstrap::boot_config;
 use crate::console;
+use crate::context::{Context, InstanceShared, attachment_spec, disk_path};
 use crate::guest_session::{GuestSession, GuestState, guest_error};
 use crate::record::HostRecord;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use warren_core::instance::{Desired, Exit, InstanceIntent, NetworkChoice};
 use warren_core::planner::Step;
 use warren_core::ports::hypervisor::{Disk, DiskAccess, MachineConfig, ProcessIdentity};
-use warren_core::ports::network::{Attachment, AttachmentSpec};
+use warren_core::ports::network::Attachment;
 use warren_core::ports::{Hypervisor, InstanceHome};
 use warren_core::{ErrorClass, PortError, Timestamp};
 
@@ -74,27 +74,6 @@ pub(crate) struct StepScope<'a> {
     pub(crate) attachment: Option<&'a Attachment>,
     pub(crate) image_disk: Option<&'a PathBuf>,
     pub(crate) process: Option<&'a ProcessIdentity>,
-}
-
-/// The writable disk's place.
-pub(crate) fn disk_path(home: &InstanceHome) -> PathBuf {
-    home.directory.join("disk.ext4")
-}
-
-/// What the network is asked for.
-pub(crate) fn attachment_spec(home: &InstanceHome, intent: &InstanceIntent) -> AttachmentSpec {
-    let mut names = vec![intent.slug.clone()];
-    if let Some(hostname) = &intent.spec.hostname
-        && *hostname != intent.slug
-    {
-        names.push(hostname.to_ascii_lowercase());
-    }
-    AttachmentSpec {
-        home: home.clone(),
-        names,
-        address: intent.address,
-        ports: intent.spec.ports.clone(),
-    }
 }
 
 impl StepScope<'_> {

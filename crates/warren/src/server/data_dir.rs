@@ -12,7 +12,6 @@
 //! <data>/set-aside/        disks of instances that no record of intent knows
 //! ```
 
-use super::wire::Place;
 use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -120,6 +119,12 @@ impl DataDir {
     pub(crate) fn set_aside(&self) -> PathBuf {
         self.root.join("set-aside")
     }
+}
+
+/// What a network needs to know of the data directory.
+pub(crate) struct Place {
+    pub(crate) installation: InstallationId,
+    pub(crate) instances: PathBuf,
 }
 
 /// The id in `<data>/installation`, made the first time.

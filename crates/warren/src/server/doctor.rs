@@ -2,6 +2,7 @@
 //! looks for itself and needs no running server.
 
 use super::config::Config;
+use super::data_dir::Place;
 use super::wire;
 use serde::Serialize;
 use std::path::Path;
@@ -154,7 +155,7 @@ fn secret(config: &Config) -> Finding {
 
 async fn network(config: &Config) -> Vec<Finding> {
     let what = || "network".to_owned();
-    let place = wire::Place {
+    let place = Place {
         // Nothing carries this id: doctor only looks.
         installation: warren_core::InstallationId::from_entropy([0; 3]),
         instances: config.data_dir.join("instances"),

@@ -2,15 +2,14 @@
 
 use super::clock::SystemClock;
 use super::config::{Accel, Config, NetworkChoice};
-use super::data_dir::DataDir;
+use super::data_dir::{DataDir, Place};
 use super::fake_guests;
 use anyhow::Context;
 use bytes::Bytes;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use warren_agent::{Agent, AgentConfig, AgentLink, Ports, Sweep};
-use warren_core::InstallationId;
 use warren_core::network::Subnet;
 use warren_core::ports::hypervisor::HypervisorKind;
 use warren_core::ports::{Clock, HostLink, Hypervisor, Network};
@@ -119,12 +118,6 @@ fn user_network(config: &Config, data: &Place) -> anyhow::Result<UserNetwork> {
         guard: vec![binary.into_os_string(), NETWORK_GUARD.into()],
     };
     UserNetwork::start(settings, helper()).map_err(|error| anyhow::anyhow!("{}", error.sentence()))
-}
-
-/// What a network needs to know of the data directory.
-pub(crate) struct Place {
-    pub(crate) installation: InstallationId,
-    pub(crate) instances: PathBuf,
 }
 
 /// The guests' network: what was asked for, or the best that works.

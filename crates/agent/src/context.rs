@@ -1,0 +1,109 @@
+//! What the parts of the agent share: its adapters, where it keeps its things, and what others may see and
+//! do of one instance.
+
+use crate::guest_session::GuestSession;
+use crate::log_store::LogStore;
+use crate::status_board::StatusBoard;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+use warren_core::instance::InstanceIntent;
+use warren_core::ports::network::AttachmentSpec;
+use warren_core::ports::{Clock, Hypervisor, Images, InstanceHome, Network, Volumes};
+use warren_core::{InstallationId, InstanceId};
+
+/// The adapters this host has.
+#[derive(Clone)]
+pub struct Ports {
+    /// Usable hypervisors, best first.
+    pub hypervisors: Vec<Arc<dyn Hypervisor>>,
+    /// Images.
+    pub images: Arc<dyn Images>,
+    /// Writable disks.
+    pub volumes: Arc<dyn Volumes>,
+    /// The guests' network.
+    pub network: Arc<dyn Network>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Where the agent keeps its things.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// `<data>/instances`: one directory per instance, named by its handle.
+    pub instances: PathBuf,
+    /// `<data>/set-aside`: disks of instances that no record of intent knows any more.
+    pub set_aside: PathBuf,
+    /// In every name.
+    pub installation: InstallationId,
+    /// Hypervisors that were asked for and do not work here: name and reason, for the report.
+    pub unusable: Vec<(String, String)>,
+    /// Whether what no intent knows may be removed.
+    pub sweep: Sweep,
+}
+
+/// Whether what no intent knows is a leak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sweep {
+    /// It is, and is removed.
+    Allowed,
+    /// The record of intent may be the wrong one (lost, restored, another installation's): nothing is
+    /// removed until somebody has said that it is right.
+    Withheld,
+}
+
+/// What all actors share.
+pub(crate) struct Context {
+    pub(crate) ports: Ports,
+    pub(crate) config: AgentConfig,
+    pub(crate) board: StatusBoard,
+}
+
+/// What others may see and do of one instance.
+pub(crate) struct InstanceShared {
+    pub(crate) home: InstanceHome,
+    pub(crate) wish: watch::Sender<InstanceIntent>,
+    pub(crate) session: watch::Sender<Option<Arc<GuestSession>>>,
+    /// Whether no more output is to come: the run is over and no restart is pending.
+    pub(crate) output_over: watch::Sender<bool>,
+    pub(crate) workload_log: LogStore,
+    pub(crate) console_log: LogStore,
+}
+
+impl InstanceShared {
+    pub(crate) fn new(home: InstanceHome, intent: InstanceIntent) -> std::io::Result<Self> {
+        Ok(InstanceShared {
+            workload_log: LogStore::open(home.directory.join("workload.log"))?,
+            console_log: LogStore::open(home.directory.join("console.log"))?,
+            home,
+            wish: watch::Sender::new(intent),
+            session: watch::Sender::new(None),
+            output_over: watch::Sender::new(false),
+        })
+    }
+}
+
+/// The instances that have an actor.
+pub(crate) type Actors = Mutex<BTreeMap<InstanceId, Arc<InstanceShared>>>;
+
+/// The writable disk's place.
+pub(crate) fn disk_path(home: &InstanceHome) -> PathBuf {
+    home.directory.join("disk.ext4")
+}
+
+/// What the network is asked for.
+pub(crate) fn attachment_spec(home: &InstanceHome, intent: &InstanceIntent) -> AttachmentSpec {
+    let mut names = vec![intent.slug.clone()];
+    if let Some(hostname) = &intent.spec.hostname
+        && *hostname != intent.slug
+    {
+        names.push(hostname.to_ascii_lowercase());
+    }
+    AttachmentSpec {
+        home: home.clone(),
+        names,
+        address: intent.address,
+        ports: intent.spec.ports.clone(),
+    }
+}
