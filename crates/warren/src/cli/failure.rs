@@ -169,7 +169,11 @@ fn client_hint(error: &ClientError) -> Option<String> {
             "instance_not_found" if !refused.sentence.contains("warren ps") => {
                 Some("`warren ps -a` lists the instances there are".to_owned())
             }
-            "image_not_found" if !refused.sentence.contains("warren ") => {
+            // What a registry does not have is in no list of this server's.
+            "image_not_found"
+                if !refused.sentence.contains("warren ")
+                    && !refused.sentence.contains("registry") =>
+            {
                 Some("`warren images` lists the images there are".to_owned())
             }
             "unreadable_answer" => {
