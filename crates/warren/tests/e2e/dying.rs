@@ -115,7 +115,8 @@ fn work(server: &Server, stop: &AtomicBool, prefix: &str) -> Vec<(String, Told)>
         if stop.load(Ordering::SeqCst) {
             break;
         }
-        let name = format!("{prefix}n{number}");
+        // Padded: no name may be the prefix of another, which a look-up would accept.
+        let name = format!("{prefix}n{number:05}");
         match server.try_api("POST", "/instances", Some(body(&name))) {
             Some(201) => {}
             Some(status) => panic!("create answered {status}"),
