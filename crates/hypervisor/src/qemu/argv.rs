@@ -108,6 +108,8 @@ pub(crate) fn command_line(
         // A machine without ACPI can be left by a triple fault alone; QEMU then ends (-no-reboot).
         "reboot=t".to_owned(),
         "panic=-1".to_owned(),
+        // On a busy host an emulated timer is late, and the kernel would panic over it ("IO-APIC + timer doesn't work").
+        "no_timer_check".to_owned(),
     ];
     // The first -device is vda (transports are found in the order of their slots, on either bus).
     for (name, device) in ["warren.root", "warren.upper"]

@@ -33,7 +33,7 @@ fn guests_outlive_a_killed_server(mode: Mode, test: &str) {
     }
     let before: Vec<u64> = names
         .iter()
-        .map(|name| eventually("it counts", 30, || last_number(&server, name)))
+        .map(|name| eventually("it counts", 90, || last_number(&server, name)))
         .collect();
     let pids = vmm_pids(&server);
     assert_eq!(pids.len(), 3, "{pids:?}");
