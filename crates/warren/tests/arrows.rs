@@ -8,21 +8,23 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The crates of the workspace, and which of them each may depend on.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("core", &[]),
+    ("crashpoint", &[]),
     ("api", &["core"]),
-    ("store", &["core"]),
-    ("image", &["core"]),
-    ("hypervisor", &["core", "helper"]),
-    ("network", &["core", "helper"]),
-    ("helper", &[]),
+    ("store", &["core", "crashpoint"]),
+    ("image", &["core", "crashpoint"]),
+    ("hypervisor", &["core", "helper", "crashpoint"]),
+    ("network", &["core", "helper", "crashpoint"]),
+    ("helper", &["crashpoint"]),
     ("guest", &[]),
-    ("agent", &["core", "api", "guest"]),
-    ("control", &["core", "api"]),
+    ("agent", &["core", "api", "guest", "crashpoint"]),
+    ("control", &["core", "api", "crashpoint"]),
     (
         "warren",
         &[
             "core",
+            "crashpoint",
             "api",
             "store",
             "image",
