@@ -100,6 +100,14 @@ fn workspace() -> PathBuf {
         .unwrap()
 }
 
+/// The platform that the tests were built for, as cargo writes it.
+fn host() -> String {
+    let output = Command::new("rustc").arg("-vV").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.unwrap().to_owned()
+}
+
 /// Who depends on whom, by name, tests' own dependencies left out.
 struct Graph {
     members: BTreeSet<String>,
@@ -108,8 +116,10 @@ struct Graph {
 
 impl Graph {
     fn read() -> Graph {
+        // Packages for other platforms than this one were never downloaded.
         let output = Command::new(env!("CARGO"))
             .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+            .args(["--filter-platform", &host()])
             .current_dir(workspace())
             .output()
             .unwrap();

@@ -96,8 +96,11 @@ impl FromStr for Reference {
                 "the registry is not a host name with an optional port",
             ));
         }
-        let registry = match registry {
-            "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        // Host names know no case.
+        let registry = match registry.to_ascii_lowercase() {
+            alias if alias == "index.docker.io" || alias == "registry-1.docker.io" => {
+                "docker.io".to_owned()
+            }
             registry => registry,
         };
         let repository = match path {
@@ -118,7 +121,7 @@ impl FromStr for Reference {
             (None, None) => Some("latest".to_owned()),
         };
         Ok(Reference {
-            registry: registry.to_ascii_lowercase(),
+            registry,
             repository,
             tag,
             digest,
@@ -211,6 +214,14 @@ mod tests {
             ("quay.io/x/y__z-1.2", "quay.io/x/y__z-1.2:latest".to_owned()),
             (
                 "index.docker.io/nginx",
+                "docker.io/library/nginx:latest".to_owned(),
+            ),
+            (
+                "Index.Docker.iO/l1.0",
+                "docker.io/library/l1.0:latest".to_owned(),
+            ),
+            (
+                "docker.iO/nginx",
                 "docker.io/library/nginx:latest".to_owned(),
             ),
             (
