@@ -8,6 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
+use support::reading::{assert_same_tree, scan_image};
 use support::{Archive, Mount, convert_archives, gzip, have, quiet, run, scan, write_layout};
 use warren_core::ports::Images as _;
 use warren_core::ports::images::LoadRequest;
@@ -171,12 +172,9 @@ async fn compare(test: &str, layers: &[(Vec<u8>, Vec<u8>)]) {
     let Some(mount) = Mount::new(test, &disk, work.path().join("mount")) else {
         return;
     };
-    let (ours, theirs) = (scan(&mount.0), scan(&unpacked));
-    for (path, line) in &theirs {
-        let name = String::from_utf8_lossy(path);
-        assert_eq!(ours.get(path), Some(line), "{name}");
-    }
-    assert_eq!(ours.len(), theirs.len());
+    let ours = scan(&mount.0);
+    assert_same_tree("umoci's tree", &ours, &scan(&unpacked));
+    assert_same_tree("our reader", &scan_image(&disk), &ours);
 }
 
 #[tokio::test]
@@ -276,15 +274,7 @@ async fn archives_of_every_format_give_the_same_disk() {
         disks.push((arguments, scan(&mount.0)));
     }
     for (arguments, disk) in &disks[1..] {
-        for (path, line) in &disks[0].1 {
-            assert_eq!(
-                disk.get(path),
-                Some(line),
-                "{arguments:?} {}",
-                String::from_utf8_lossy(path)
-            );
-        }
-        assert_eq!(disk.len(), disks[0].1.len(), "{arguments:?}");
+        assert_same_tree(&format!("{arguments:?}"), disk, &disks[0].1);
     }
 }
 

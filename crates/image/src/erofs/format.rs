@@ -23,7 +23,8 @@ pub(crate) const NLINK_OFFSET: u64 = 44;
 /// `EROFS_NULL_ADDR` in a block map: a hole.
 pub(crate) const NULL_ADDR: u32 = u32::MAX;
 
-const SUPER_MAGIC: u32 = 0xE0F5_E1E2;
+/// `EROFS_SUPER_MAGIC_V1`.
+pub(crate) const SUPER_MAGIC: u32 = 0xE0F5_E1E2;
 const FEATURE_COMPAT_SB_CHKSUM: u32 = 0x1;
 const FEATURE_COMPAT_MTIME: u32 = 0x2;
 const FEATURE_INCOMPAT_CHUNKED_FILE: u32 = 0x4;
@@ -49,6 +50,28 @@ pub enum FileType {
 }
 
 impl FileType {
+    const ALL: [FileType; 7] = [
+        FileType::Regular,
+        FileType::Directory,
+        FileType::Character,
+        FileType::Block,
+        FileType::Fifo,
+        FileType::Socket,
+        FileType::Symlink,
+    ];
+
+    /// By the `file_type` of a directory entry.
+    pub(crate) fn from_entry(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| *known as u8 == number)
+    }
+
+    /// By the `S_IFMT` bits of `i_mode`.
+    pub(crate) fn from_mode(mode: u16) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|known| known.mode_bits() == mode & 0o170_000)
+    }
+
     /// The `S_IFMT` bits of `i_mode`.
     pub(crate) fn mode_bits(self) -> u16 {
         match self {
@@ -181,7 +204,7 @@ pub(crate) fn encode_device(major: u32, minor: u32) -> Option<u32> {
 }
 
 /// CRC-32C as the kernel's `crc32c(~0, …)`: no final inversion. Bitwise: it runs over 3 KiB per image.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for &byte in bytes {
         crc ^= u32::from(byte);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// `EROFS_XATTR_INDEX_*` with the prefix it stands for. ACLs have the whole name as their prefix.
-const PREFIXES: [(u8, &[u8]); 5] = [
+pub(super) const PREFIXES: [(u8, &[u8]); 5] = [
     (2, b"system.posix_acl_access"),
     (3, b"system.posix_acl_default"),
     (1, b"user."),
@@ -11,7 +11,10 @@ const PREFIXES: [(u8, &[u8]); 5] = [
     (6, b"security."),
 ];
 
-const IBODY_HEADER: usize = 12;
+/// `sizeof(struct erofs_xattr_ibody_header)`.
+pub(super) const IBODY_HEADER: usize = 12;
+/// `sizeof(struct erofs_xattr_entry)`.
+pub(super) const ENTRY_HEADER: usize = 4;
 
 /// The encoded xattrs of one inode, ready to be put behind it. Empty when there are none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

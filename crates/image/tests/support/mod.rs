@@ -7,6 +7,8 @@
     reason = "each test file uses its own part of this module"
 )]
 
+pub mod reading;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -327,12 +329,14 @@ pub fn scan(root: &Path) -> BTreeMap<Vec<u8>, String> {
 }
 
 /// Large sparse files are compared by their first bytes and size only.
+pub const READ_AT_MOST: u64 = 64 << 20;
+
 fn read_bounded(path: &Path) -> Vec<u8> {
     use std::io::Read;
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .unwrap()
-        .take(64 << 20)
+        .take(READ_AT_MOST)
         .read_to_end(&mut bytes)
         .unwrap();
     bytes
