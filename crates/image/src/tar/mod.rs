@@ -8,6 +8,7 @@
 //! Format" and "Storing Sparse Files"; where they leave a choice, what Go's `archive/tar` does is done, because that
 //! is what images are made and unpacked with.
 
+mod acl;
 mod header;
 mod pax;
 mod reader;
@@ -24,6 +25,9 @@ pub enum TarError {
     /// The sum over a header is wrong: this is not a tar archive, or it is damaged.
     #[error("a header's checksum is wrong")]
     Checksum,
+    /// One block of zeros, which ends an archive only together with a second one.
+    #[error("a single block of zeros is between two entries")]
+    LoneZeroBlock,
     /// A field of a header is not what it must be.
     #[error("the header field {0} is not valid")]
     Field(&'static str),

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use base64::Engine as _;
 
 use super::TarError;
+use super::acl::{self, Acl};
 use super::sparse::PaxSparse;
 use crate::erofs::Timestamp;
 
@@ -78,10 +79,28 @@ impl Overrides {
             b"uid" => self.uid = Some(natural(value).ok_or_else(invalid)?),
             b"gid" => self.gid = Some(natural(value).ok_or_else(invalid)?),
             b"mtime" => self.mtime = Some(parse_time(value).ok_or_else(invalid)?),
+            b"SCHILY.acl.access" | b"SCHILY.acl.default" => self.acl(key, value)?,
             b"SCHILY.devmajor" => self.device_major = Some(parse(value).ok_or_else(invalid)?),
             b"SCHILY.devminor" => self.device_minor = Some(parse(value).ok_or_else(invalid)?),
             key if key.starts_with(b"GNU.sparse.") => self.sparse.record(&key[11..], value)?,
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn acl(&mut self, key: &[u8], text: &[u8]) -> Result<(), TarError> {
+        match acl::parse(text) {
+            Some(Acl::Minimal(_)) if key == b"SCHILY.acl.access" => {}
+            Some(Acl::Value(value) | Acl::Minimal(value)) => {
+                let name = match key {
+                    b"SCHILY.acl.access" => b"system.posix_acl_access".as_slice(),
+                    _ => b"system.posix_acl_default",
+                };
+                self.xattr(name.to_vec(), value);
+            }
+            // An attribute of a namespace that no file system has: it is counted with the others that are dropped.
+            Some(Acl::Named) => self.xattr(key.to_vec(), text.to_vec()),
+            None => return Err(TarError::Pax(String::from_utf8_lossy(key).into_owned())),
         }
         Ok(())
     }

@@ -95,7 +95,7 @@ impl<R: BufRead> Reader<R> {
                 return Ok(None);
             };
             let Some(header) = Header::parse(&block)? else {
-                return Ok(None);
+                return self.end();
             };
             budget = budget
                 .checked_sub(BLOCK as u64)
@@ -119,6 +119,15 @@ impl<R: BufRead> Reader<R> {
                         .map(Some);
                 }
             }
+        }
+    }
+
+    /// Behind a block of zeros there is another one, or nothing: entries behind a single one would be seen by some
+    /// readers only.
+    fn end(&mut self) -> Result<Option<Entry>, TarError> {
+        match self.read_block()? {
+            Some(block) if block.iter().any(|byte| *byte != 0) => Err(TarError::LoneZeroBlock),
+            Some(_) | None => Ok(None),
         }
     }
 
