@@ -68,6 +68,16 @@ pub struct Attributes {
     pub xattrs: Xattrs,
 }
 
+impl Attributes {
+    /// What a directory has that is only implied by names below it.
+    pub(crate) fn unsaid() -> Self {
+        Attributes {
+            permissions: 0o755,
+            ..Attributes::default()
+        }
+    }
+}
+
 /// A piece of a sparse file that has data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {

@@ -146,16 +146,19 @@ impl Merge {
         };
         match path::last(name, &path)? {
             Last::Ignored => Ok(()),
-            Last::Opaque => match self.resolve(parents, &path, Missing::Leave)? {
-                Some(directory) => self.hide_children(directory),
-                None => Ok(()),
-            },
+            Last::Opaque => {
+                if let Some(directory) = self.resolve(parents, &path, Missing::Leave)? {
+                    self.hide_children(directory);
+                }
+                Ok(())
+            }
             Last::Whiteout(hidden) => {
                 let found = self.resolve(parents, &path, Missing::Leave)?;
-                match found.and_then(|directory| self.tree.lookup(directory, hidden)) {
-                    Some(node) => self.hide(node),
-                    None => Ok(()),
+                if let Some(node) = found.and_then(|directory| self.tree.lookup(directory, hidden))
+                {
+                    self.hide(node);
                 }
+                Ok(())
             }
             Last::Name(name) => {
                 let parent = self
@@ -172,7 +175,7 @@ impl Merge {
             return Err(MergeError::Root);
         };
         let attributes = self.attributes(entry)?;
-        self.tree.set_attributes(root, attributes);
+        self.tree.describe(root, attributes, self.layers);
         Ok(())
     }
 
@@ -193,7 +196,7 @@ impl Merge {
         if let (EntryKind::Directory, Some(node)) = (&entry.kind, old)
             && let Kind::Directory(directory) = self.tree.kind(node)
         {
-            self.tree.set_attributes(directory, attributes);
+            self.tree.describe(directory, attributes, self.layers);
             self.tree.touch(node, self.layers);
             return Ok(());
         }
@@ -235,8 +238,11 @@ impl Merge {
         }
         let node = match inode {
             Some(inode) => self.tree.add_inode(parent, name, inode, target),
-            None => self.tree.add_directory(parent, name, attributes),
+            None => self.tree.add_directory(parent, name),
         };
+        if let Kind::Directory(directory) = self.tree.kind(node) {
+            self.tree.describe(directory, attributes, self.layers);
+        }
         self.tree.touch(node, self.layers);
         Ok(())
     }
@@ -338,11 +344,7 @@ impl Merge {
                     if self.depth(at) >= self.limits.depth {
                         return Err(LimitExceeded::Depth(self.limits.depth).into());
                     }
-                    let attributes = Attributes {
-                        permissions: 0o755,
-                        ..Attributes::default()
-                    };
-                    let node = self.tree.add_directory(at, name, attributes);
+                    let node = self.tree.add_directory(at, name);
                     self.tree.touch(node, self.layers);
                     node
                 }
@@ -361,23 +363,27 @@ impl Merge {
     }
 
     /// A whiteout: what the layers below have there goes, what this layer has put there stays.
-    fn hide(&mut self, node: NodeId) -> Result<(), MergeError> {
+    fn hide(&mut self, node: NodeId) {
         if self.tree.layer(node) != self.layers {
             self.remove_all(node);
-            return Ok(());
+            return;
         }
-        match self.tree.kind(node) {
-            Kind::Directory(_) => self.hide_children(node),
-            Kind::Inode(_) | Kind::Free => Ok(()),
+        if let Kind::Directory(directory) = self.tree.kind(node) {
+            self.tree.forget_below(directory, self.layers);
+            self.hide_children(node);
         }
     }
 
-    fn hide_children(&mut self, directory: NodeId) -> Result<(), MergeError> {
-        let mut pending = vec![directory];
+    fn hide_children(&mut self, top: NodeId) {
+        let mut pending = vec![top];
         while let Some(node) = pending.pop() {
             let Kind::Directory(directory) = self.tree.kind(node) else {
                 continue;
             };
+            if node != top {
+                // It is this layer's now, and no entry of this layer may have described it.
+                self.tree.forget_below(directory, self.layers);
+            }
             let children: Vec<NodeId> = self.tree.children_of(directory).collect();
             for child in children {
                 if self.tree.layer(child) == self.layers {
@@ -387,7 +393,6 @@ impl Merge {
                 }
             }
         }
-        Ok(())
     }
 
     /// Removes a node and all below it, without recursion: the depth is the archive's choice.

@@ -44,6 +44,8 @@ struct Directory {
     attributes: Attributes,
     first: u32,
     nid: u64,
+    /// The layer whose entry gave it its attributes; none has the number 0.
+    described_by: u16,
 }
 
 /// An inode with its number of names.
@@ -87,10 +89,7 @@ impl Tree {
             hasher: DefaultHashBuilder::default(),
             heap: 0,
         };
-        let kind = tree.new_directory(Attributes {
-            permissions: 0o755,
-            ..Attributes::default()
-        });
+        let kind = tree.new_directory();
         tree.nodes.push(Node {
             parent: ROOT,
             previous: NONE,
@@ -163,14 +162,9 @@ impl Tree {
         &self.names[node.name as usize..node.name as usize + usize::from(node.name_length)]
     }
 
-    /// Adds a directory under a name that is free.
-    pub(super) fn add_directory(
-        &mut self,
-        parent: NodeId,
-        name: &[u8],
-        attributes: Attributes,
-    ) -> NodeId {
-        let kind = self.new_directory(attributes);
+    /// Adds a directory, of which nothing has been said, under a name that is free.
+    pub(super) fn add_directory(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
+        let kind = self.new_directory();
         self.add_node(parent, name, kind)
     }
 
@@ -215,13 +209,20 @@ impl Tree {
         self.inodes[inode as usize].links += 1;
     }
 
-    pub(super) fn set_attributes(&mut self, directory: u32, attributes: Attributes) {
+    /// Gives a directory what a layer's entry says of it.
+    pub(super) fn describe(&mut self, directory: u32, attributes: Attributes, layer: u16) {
         self.heap += attributes.xattrs.bytes().len() as u64;
-        let old = std::mem::replace(
-            &mut self.directories[directory as usize].attributes,
-            attributes,
-        );
+        let directory = &mut self.directories[directory as usize];
+        directory.described_by = layer;
+        let old = std::mem::replace(&mut directory.attributes, attributes);
         self.heap -= old.xattrs.bytes().len() as u64;
+    }
+
+    /// Takes from a directory what layers below have said of it.
+    pub(super) fn forget_below(&mut self, directory: u32, layer: u16) {
+        if self.directories[directory as usize].described_by != layer {
+            self.describe(directory, Attributes::unsaid(), 0);
+        }
     }
 
     /// The children of a directory, newest first.
@@ -272,12 +273,12 @@ impl Tree {
         }
     }
 
-    fn new_directory(&mut self, attributes: Attributes) -> Kind {
-        self.heap += attributes.xattrs.bytes().len() as u64;
+    fn new_directory(&mut self) -> Kind {
         let directory = Directory {
-            attributes,
+            attributes: Attributes::unsaid(),
             first: NONE,
             nid: 0,
+            described_by: 0,
         };
         Kind::Directory(match self.free_directories.pop() {
             Some(index) => {
