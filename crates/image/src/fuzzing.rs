@@ -13,7 +13,7 @@ use crate::source::SourceError;
 use crate::source::archive::ArchiveIndex;
 use crate::source::layout::{self, Files};
 use crate::source::manifest::{self, Configuration, Descriptor, Fetch, Platform, Wanted};
-use crate::source::registry::auth::{Challenge, TokenAnswer};
+use crate::source::registry::token::{Challenge, TokenAnswer};
 
 /// Follows the first document to an image; the others are what can be fetched. Gives the number of its layers.
 pub fn resolve(mut documents: Vec<Vec<u8>>) -> Option<usize> {

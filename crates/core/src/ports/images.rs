@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub type ProgressSink = Arc<dyn Fn(ImageProgress) + Send + Sync>;
 
 /// How to reach a registry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Transport {
     /// HTTPS only.
     #[default]

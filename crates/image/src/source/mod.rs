@@ -7,7 +7,7 @@ pub(crate) mod archive;
 pub(crate) mod layout;
 pub(crate) mod manifest;
 pub(crate) mod reference;
-pub(crate) mod registry;
+pub mod registry;
 
 use std::io;
 use std::path::Path;

@@ -137,7 +137,7 @@ fn is_tag(tag: &str) -> bool {
         && bytes.all(|b| word(b) || b == b'.' || b == b'-')
 }
 
-fn is_component(component: &str) -> bool {
+pub(crate) fn is_component(component: &str) -> bool {
     let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = component.as_bytes();
     let ends = |b: Option<&u8>| b.is_some_and(|b| alphanumeric(*b));
@@ -148,7 +148,7 @@ fn is_component(component: &str) -> bool {
         })
 }
 
-fn is_registry(registry: &str) -> bool {
+pub(crate) fn is_registry(registry: &str) -> bool {
     let (host, port) = match registry
         .strip_prefix('[')
         .and_then(|rest| rest.split_once(']'))

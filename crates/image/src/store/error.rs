@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use warren_core::{ErrorClass, PortError};
+use warren_core::PortError;
 
 use crate::erofs::ErofsError;
 use crate::merge::MergeError;
@@ -99,46 +99,7 @@ fn describe_source(error: &SourceError) -> PortError {
         SourceError::Platform { .. } => PortError::invalid("image_platform_missing", text)
             .with_hint("choose one of them with `--platform`"),
         SourceError::Reference(_) => PortError::invalid("image_reference_invalid", text),
-        SourceError::Registry(registry) => describe_registry(registry),
-    }
-}
-
-fn describe_registry(error: &RegistryError) -> PortError {
-    let text = error.to_string();
-    match error {
-        RegistryError::Unreachable { .. } => PortError::retry("registry_unreachable", text)
-            .with_hint(
-                "check its name and the network; for a registry without TLS add `--plain-http`",
-            ),
-        RegistryError::PlainHttp { .. } => PortError::invalid("registry_plain_http", text)
-            .with_hint("if you trust the network, add `--plain-http`"),
-        RegistryError::Denied { registry, .. } => {
-            PortError::new(ErrorClass::Denied, "registry_denied", text).with_hint(format!(
-                "log in with `docker login {registry}` or give credentials, and check the name"
-            ))
-        }
-        RegistryError::NotFound { .. } => {
-            PortError::not_found("image_not_found", text).with_hint("check the name and the tag")
-        }
-        RegistryError::RateLimited { retry_after, .. } => {
-            let when = match retry_after {
-                Some(after) => format!("try again in {} s", after.as_secs()),
-                None => "try again later, or log in".to_owned(),
-            };
-            PortError::retry("registry_rate_limited", text).with_hint(when)
-        }
-        RegistryError::Status { status, .. } if *status >= 500 => {
-            PortError::retry("registry_failed", text).with_hint("try again later")
-        }
-        RegistryError::Status { .. } => PortError::invalid("registry_refused", text),
-        RegistryError::Wrong { .. } => {
-            PortError::retry("image_damaged", text).with_hint("try again, or get it elsewhere")
-        }
-        RegistryError::Write(source) => io("writing a layer", source),
-        RegistryError::Credentials { .. } => {
-            PortError::invalid("registry_credentials_invalid", text)
-        }
-        RegistryError::Cancelled => PortError::retry("cancelled", text),
+        SourceError::Registry(registry) => registry.describe(),
     }
 }
 
@@ -151,7 +112,7 @@ fn describe_convert(error: &ConvertError) -> PortError {
                 .get_ref()
                 .and_then(|inner| inner.downcast_ref::<Arc<RegistryError>>())
             {
-                Some(registry) => describe_registry(registry),
+                Some(registry) => registry.describe(),
                 None => io(&text, source),
             }
         }

@@ -30,6 +30,7 @@ use warren_core::ports::images::{LoadRequest, ProgressSink, PullRequest};
 use crate::digest::Digest;
 use crate::limits::Limits;
 use crate::source::Reference;
+use crate::source::registry::{Registries, RegistrySettings};
 use blobs::Blobs;
 use convert::Flights;
 use records::{Records, Stored};
@@ -45,8 +46,10 @@ pub struct Options {
     pub stall: Duration,
     /// Layers fetched at once, by all pulls together.
     pub parallel_layers: usize,
-    /// docker's configuration file with credentials; `None` for the user's own.
+    /// docker's configuration file with credentials; `None` for the user's own files.
     pub docker_config: Option<PathBuf>,
+    /// How registries are reached.
+    pub registries: RegistrySettings,
 }
 
 impl Default for Options {
@@ -56,6 +59,7 @@ impl Default for Options {
             stall: Duration::from_secs(30),
             parallel_layers: 6,
             docker_config: None,
+            registries: RegistrySettings::of_this_host(),
         }
     }
 }
@@ -68,6 +72,7 @@ pub struct ImageStore {
     records: Records,
     blobs: Blobs,
     flights: Flights,
+    registries: Registries,
 }
 
 impl ImageStore {
@@ -90,6 +95,11 @@ impl ImageStore {
             records: Records::new(root.join("refs")),
             blobs: Blobs::new(root.join("blobs"), options.parallel_layers),
             flights: Flights::default(),
+            registries: Registries::new(
+                options.registries.clone(),
+                options.docker_config.clone(),
+                options.stall,
+            ),
             root,
             options,
         })

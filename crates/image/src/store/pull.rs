@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use warren_core::image::{ImageProgress, ImageRecord, LayerPhase};
-use warren_core::ports::images::{ProgressSink, PullRequest, RegistryCredentials};
+use warren_core::ports::images::{ProgressSink, PullRequest};
 
 use super::blobs::Layer as Blob;
 use super::convert::{Job, Listeners, layer_event};
@@ -14,7 +14,7 @@ use crate::pipeline::{ConvertError, LayerInput};
 use crate::source::Reference;
 use crate::source::layout::open_regular;
 use crate::source::manifest::{self, Image, Platform, Wanted};
-use crate::source::registry::{Client, Credentials, Download, credentials_for};
+use crate::source::registry::{Client, Download};
 
 /// How often download progress is told.
 const TICK: Duration = Duration::from_millis(100);
@@ -33,20 +33,11 @@ impl ImageStore {
             .parse()
             .map_err(crate::source::SourceError::from)?;
         let (platform, wanted) = platform_of(request.platform.as_deref())?;
-        let credentials = match request.credentials {
-            Some(RegistryCredentials::Basic { username, password }) => {
-                Credentials::Basic { username, password }
-            }
-            Some(RegistryCredentials::Token(token)) => Credentials::Token(token),
-            None => self.configured_credentials(reference.registry()).await?,
-        };
-        let client = Client::new(
-            &reference,
-            request.transport,
-            credentials,
-            self.options.stall,
-        )
-        .map_err(crate::source::SourceError::from)?;
+        let client = self
+            .registries
+            .client(&reference, request.transport, request.credentials)
+            .await
+            .map_err(crate::source::SourceError::from)?;
         let client = Arc::new(client);
         let bytes = client.manifest(&reference).await?;
         let image = manifest::resolve(client.as_ref(), bytes, &platform, wanted).await?;
@@ -65,17 +56,6 @@ impl ImageStore {
             layers: image.layers.into_iter().map(|layer| layer.digest).collect(),
         })
         .await
-    }
-
-    async fn configured_credentials(&self, registry: &str) -> Result<Credentials, StoreError> {
-        let (registry, config) = (registry.to_owned(), self.options.docker_config.clone());
-        tokio::task::spawn_blocking(move || credentials_for(&registry, config.as_deref()))
-            .await
-            .map_err(|error| StoreError::Disk {
-                what: "reading credentials",
-                source: std::io::Error::other(error),
-            })?
-            .map_err(|error| crate::source::SourceError::from(error).into())
     }
 
     async fn ensure_pulled(

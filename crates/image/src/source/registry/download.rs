@@ -14,17 +14,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::StatusCode;
-use reqwest::header::CONTENT_RANGE;
+use reqwest::header::{CONTENT_RANGE, HeaderMap};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::RegistryError;
-use super::client::{Client, backoff};
+use super::client::Client;
+use super::endpoint::{Patience, Retries};
 use crate::digest::{Digest, Hasher};
 use crate::store::publish;
 
-/// Attempts in a row that bring nothing.
-const ATTEMPTS: u32 = 5;
 /// How often a reader looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -181,87 +180,128 @@ async fn run(
         let registry = client.registry().to_owned();
         tokio::task::spawn_blocking(move || write(pieces, &digest, total, &path, &shared, registry))
     };
-    let mut received = 0u64;
-    let mut failures = 0;
-    while received < total || total == 0 {
-        let before = received;
-        let outcome = attempt(client, digest, total, &mut received, &to_writer).await;
-        if to_writer.is_closed() {
-            break;
+    let mut transfer = Transfer {
+        client,
+        digest,
+        total,
+        received: 0,
+        resume: Resume::Range,
+        to_writer,
+    };
+    let mut retries = Retries::new(Patience::Origin);
+    let mut ended_short = 0;
+    loop {
+        let before = transfer.received;
+        let outcome = transfer.attempt(retries.failures()).await;
+        if transfer.received > before {
+            retries.forgive();
+            ended_short = 0;
         }
         match outcome {
-            Ok(()) => break,
-            Err(RegistryError::Unreachable { source, registry }) => {
-                failures = if received > before { 1 } else { failures + 1 };
-                if failures >= ATTEMPTS {
-                    return Err(RegistryError::Unreachable { source, registry });
-                }
-                tracing::debug!(%digest, received, failures, "layer download interrupted, resuming");
-                tokio::time::sleep(backoff(failures)).await;
+            Ok(Attempt::Done) => break,
+            Ok(Attempt::Refused) => transfer.resume = Resume::Whole,
+            // A whole answer that ends too early is a server's mistake, or a proxy's: once more, and no more.
+            Ok(Attempt::Short) if ended_short > 0 => {
+                return Err(transfer.wrong("a layer that is shorter than its manifest says"));
             }
-            Err(error) => return Err(error),
+            Ok(Attempt::Short) => ended_short += 1,
+            Err(error) => {
+                tracing::debug!(%digest, received = transfer.received, %error, "a layer's download was interrupted");
+                tokio::time::sleep(retries.after(error)?).await;
+            }
         }
     }
-    drop(to_writer);
+    drop(transfer);
     writer
         .await
         .map_err(|error| RegistryError::Write(io::Error::other(error)))?
 }
 
-/// One request, from where the last one ended.
-async fn attempt(
-    client: &Client,
-    digest: &Digest,
+/// How a download goes on after an interruption.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resume {
+    /// From where it ended.
+    Range,
+    /// From the start, because the server refuses ranges; what is known is passed over.
+    Whole,
+}
+
+/// How one request for a layer ended.
+enum Attempt {
+    /// All is there, or nobody writes it any more.
+    Done,
+    /// The answer was whole, and less than the rest of the layer.
+    Short,
+    /// The server has nothing from there on.
+    Refused,
+}
+
+struct Transfer<'a> {
+    client: &'a Client,
+    digest: &'a Digest,
     total: u64,
-    received: &mut u64,
-    to_writer: &mpsc::Sender<Bytes>,
-) -> Result<(), RegistryError> {
-    let wrong = |why: &str| RegistryError::Wrong {
-        registry: client.registry().to_owned(),
-        why: why.to_owned(),
-    };
-    let mut response = client.blob(digest, *received).await?;
-    let mut skip = *received;
-    if *received > 0 && response.status() == StatusCode::PARTIAL_CONTENT {
-        let start = response.headers().get(CONTENT_RANGE).and_then(|value| {
-            value
-                .to_str()
-                .ok()?
-                .strip_prefix("bytes ")?
-                .split('-')
-                .next()?
-                .parse()
-                .ok()
-        });
-        if start != Some(*received) {
-            return Err(wrong("a part of a layer that was not asked for"));
+    received: u64,
+    resume: Resume,
+    to_writer: mpsc::Sender<Bytes>,
+}
+
+impl Transfer<'_> {
+    /// One request, from where the last one ended.
+    async fn attempt(&mut self, failures: u32) -> Result<Attempt, RegistryError> {
+        let offset = match self.resume {
+            Resume::Range => self.received,
+            Resume::Whole => 0,
+        };
+        let asked = self.client.blob(self.digest, offset, failures).await;
+        let (endpoint, mut response) = match asked {
+            Ok(answer) => answer,
+            Err(RegistryError::Status { status: 416, .. }) if offset > 0 => {
+                return Ok(Attempt::Refused);
+            }
+            Err(error) => return Err(error),
+        };
+        let start = match response.status() {
+            StatusCode::PARTIAL_CONTENT => start_of_range(response.headers())
+                .filter(|start| *start == offset)
+                .ok_or_else(|| endpoint.wrong("a part of a layer that was not asked for"))?,
+            // A registry without ranges sends it all again.
+            _ => 0,
+        };
+        let mut skip = self.received - start;
+        loop {
+            let mut piece = match endpoint.piece(&mut response).await {
+                Ok(Some(piece)) => piece,
+                // What comes behind the last byte is of no interest.
+                Ok(None) | Err(_) if self.received == self.total => return Ok(Attempt::Done),
+                Ok(None) => return Ok(Attempt::Short),
+                Err(error) => return Err(error),
+            };
+            let known = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
+            skip -= known as u64;
+            let piece = piece.split_off(known);
+            if self.received + piece.len() as u64 > self.total {
+                return Err(endpoint.wrong("a layer that is larger than its manifest says"));
+            }
+            self.received += piece.len() as u64;
+            if !piece.is_empty() && self.to_writer.send(piece).await.is_err() {
+                return Ok(Attempt::Done);
+            }
         }
-        skip = 0;
     }
-    while let Some(mut piece) = response
-        .chunk()
-        .await
-        .map_err(|error| client.unreachable(error))?
-    {
-        // A registry without ranges sends it all again.
-        let known = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
-        skip -= known as u64;
-        let piece = piece.split_off(known);
-        if *received + piece.len() as u64 > total {
-            return Err(wrong("a layer that is larger than its manifest says"));
-        }
-        *received += piece.len() as u64;
-        if to_writer.send(piece).await.is_err() {
-            return Ok(());
+
+    fn wrong(&self, why: &str) -> RegistryError {
+        RegistryError::Wrong {
+            registry: self.client.registry().to_owned(),
+            why: why.to_owned(),
         }
     }
-    if *received == total {
-        return Ok(());
-    }
-    Err(RegistryError::Unreachable {
-        registry: client.registry().to_owned(),
-        source: "the connection ended before the layer did".into(),
-    })
+}
+
+/// Where a part begins: `Content-Range: bytes 5-9/10` (RFC 9110, 14.4).
+fn start_of_range(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    let (start, _) = range.strip_prefix("bytes ")?.split_once('-')?;
+    start.trim().parse().ok()
 }
 
 /// The writing end: blocking. A temporary file that is not published is gone when it is dropped.
