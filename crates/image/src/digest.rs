@@ -82,6 +82,19 @@ impl FromStr for Digest {
     }
 }
 
+impl serde::Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.algorithm.name(), self.hex)
@@ -110,6 +123,14 @@ impl Hasher {
         match expected.map(|digest| digest.algorithm) {
             Some(Algorithm::Sha512) => Hasher(Inner::Sha512(sha2::Sha512::new())),
             Some(Algorithm::Sha256) | None => Hasher::default(),
+        }
+    }
+
+    /// `sha256` or `sha512`.
+    pub(crate) fn algorithm(&self) -> &'static str {
+        match self.0 {
+            Inner::Sha256(_) => Algorithm::Sha256.name(),
+            Inner::Sha512(_) => Algorithm::Sha512.name(),
         }
     }
 

@@ -22,5 +22,5 @@ pub mod volumes;
 
 pub use digest::{Digest, DigestError};
 pub use limits::{LimitExceeded, Limits};
-pub use store::{ImageStore, Options, StoreError};
+pub use store::{Content, FromContent, ImageStore, Lease, Options, StoreError, UploadError};
 pub use volumes::WritableDisks;

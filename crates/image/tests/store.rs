@@ -3,116 +3,18 @@
 
 mod support;
 
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use support::{Archive, gzip, have, quiet, run, write_layout};
+use support::registry::Registry;
+use support::{gzip, have, one_file, quiet, run, store, temporaries, write_layout};
 use warren_core::ErrorClass;
 use warren_core::image::{ImageProgress, LayerPhase};
 use warren_core::ports::images::{LoadRequest, PullRequest, RegistryCredentials, Transport};
 use warren_core::ports::{Images as _, Presence, Volumes as _};
 use warren_core::units::ByteSize;
-use warren_image::{ImageStore, Options, WritableDisks};
-
-/// Debian's docker-registry on a free port of loopback.
-struct Registry {
-    process: Child,
-    port: u16,
-    log: PathBuf,
-}
-
-impl Registry {
-    fn start(work: &Path, auth: &str) -> Self {
-        // The port is free when it is given back; another process taking it in between fails the test's start.
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let config = work.join("registry.yml");
-        let text = format!(
-            "version: 0.1\nlog: {{ accesslog: {{ disabled: false }}, level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: 127.0.0.1:{port}, secret: s }}\n{auth}",
-            work.join("registry").display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let log = work.join("registry.log");
-        let file = std::fs::File::create(&log).unwrap();
-        let process = Command::new("docker-registry")
-            .args(["serve", config.to_str().unwrap()])
-            .stdout(file.try_clone().unwrap())
-            .stderr(Stdio::from(file))
-            .spawn()
-            .unwrap();
-        let registry = Registry { process, port, log };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "the registry did not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        registry
-    }
-
-    fn push(&self, layout: &Path, tag: &str, name: &str, credentials: &[&str]) {
-        run(Command::new("skopeo")
-            .args([
-                "copy",
-                "--quiet",
-                "--insecure-policy",
-                "--dest-tls-verify=false",
-                "--preserve-digests",
-            ])
-            .args(credentials)
-            .arg(format!("oci:{}:{tag}", layout.display()))
-            .arg(format!("docker://127.0.0.1:{}/{name}", self.port)));
-    }
-
-    /// How often a blob was fetched.
-    fn fetches(&self, digest: &str) -> usize {
-        let log = std::fs::read_to_string(&self.log).unwrap();
-        log.lines()
-            .filter(|line| line.contains("\"GET ") && line.contains(&format!("/blobs/{digest} ")))
-            .count()
-    }
-
-    fn request(&self, name: &str) -> PullRequest {
-        PullRequest {
-            reference: format!("127.0.0.1:{}/{name}", self.port),
-            transport: Transport::PlainHttp,
-            ..PullRequest::default()
-        }
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-fn one_file(name: &str, size: usize) -> (Vec<u8>, Vec<u8>) {
-    let data: Vec<u8> = (0..size as u32)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8 ^ name.as_bytes()[0])
-        .collect();
-    let plain = Archive::new().file(name.as_bytes(), &data).end();
-    (gzip(&plain), plain)
-}
-
-fn store(data: &Path) -> ImageStore {
-    let options = Options {
-        docker_config: Some(data.join("no-config.json")),
-        ..Options::default()
-    };
-    ImageStore::open(data, options).unwrap()
-}
-
-fn temporaries(data: &Path) -> usize {
-    let listing = run(Command::new("find").arg(data).args(["-name", ".tmp-*"]));
-    listing.iter().filter(|b| **b == b'\n').count()
-}
+use warren_image::WritableDisks;
 
 const TOOLS: [&str; 3] = ["docker-registry", "skopeo", "fsck.erofs"];
 

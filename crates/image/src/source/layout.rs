@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::SourceError;
 use super::archive::ArchiveIndex;
-use super::manifest::{self, Descriptor, Fetch, Image, Layer, MAX_MANIFEST, Platform, Wanted};
+use super::manifest::{self, Descriptor, Fetch, Image, MAX_MANIFEST, Platform, Verbatim, Wanted};
+use super::unmade::Unmade;
 use crate::digest::Digest;
 use crate::pipeline::{LayerInput, OpenLayer};
 
@@ -107,9 +108,17 @@ impl Fetch for Files {
 pub(crate) struct Found {
     /// The name it has there.
     pub(crate) name: Option<String>,
-    pub(crate) image: Image,
-    /// In the order of `image.layers`.
+    pub(crate) known: Known,
+    /// Its layers, oldest first.
     pub(crate) inputs: Vec<LayerInput>,
+}
+
+/// What a local source says of an image before its layers are read.
+pub(crate) enum Known {
+    /// Everything.
+    Image(Box<Image>),
+    /// Not its digest, and not its layers'.
+    Unmade(Unmade),
 }
 
 /// What an OCI layout offers, or `None` if this is not one.
@@ -197,8 +206,22 @@ impl Found {
             .collect();
         Found {
             name,
-            image,
+            known: Known::Image(Box::new(image)),
             inputs,
+        }
+    }
+
+    /// The tarball of a root file system, plain or compressed.
+    pub(crate) fn tarball(path: PathBuf, platform: Platform) -> Self {
+        Found {
+            name: None,
+            known: Known::Unmade(Unmade::Tarball(platform)),
+            inputs: vec![LayerInput {
+                digest: None,
+                size: None,
+                diff_id: None,
+                open: Box::new(move |_: &CancellationToken| Ok(Box::new(open_regular(&path)?.0))),
+            }],
         }
     }
 }
@@ -237,7 +260,6 @@ pub(crate) fn read_docker(files: &Files) -> Result<Option<Vec<Found>>, SourceErr
                 "it does not have one layer for each diff-id",
             ));
         }
-        let mut layers = Vec::new();
         let mut inputs = Vec::new();
         for (name, diff_id) in entry.layers.iter().zip(&configuration.diff_ids) {
             let open = |source| SourceError::Read {
@@ -248,11 +270,6 @@ pub(crate) fn read_docker(files: &Files) -> Result<Option<Vec<Found>>, SourceErr
                 .open(name)
                 .map_err(open)?
                 .ok_or_else(|| missing(name))?;
-            layers.push(Layer {
-                digest: diff_id.clone(),
-                size,
-                diff_id: diff_id.clone(),
-            });
             inputs.push(LayerInput {
                 digest: None,
                 size: Some(size),
@@ -260,31 +277,11 @@ pub(crate) fn read_docker(files: &Files) -> Result<Option<Vec<Found>>, SourceErr
                 open: files.opener(name.clone()),
             });
         }
-        let image = Image {
-            digest: synthetic_digest(&Digest::of(&config), &layers),
-            platform: configuration.platform,
-            config: configuration.run,
-            layers,
-        };
         found.push(Found {
             name: entry.repo_tags.and_then(|tags| tags.into_iter().next()),
-            image,
+            known: Known::Unmade(Unmade::Configured(Verbatim::new(config))),
             inputs,
         });
     }
     Ok(Some(found))
-}
-
-/// The digest of the manifest that an image without one would have.
-pub(crate) fn synthetic_digest(config: &Digest, layers: &[Layer]) -> Digest {
-    let layers: Vec<_> = layers
-        .iter()
-        .map(|layer| serde_json::json!({ "digest": layer.digest.to_string(), "size": layer.size }))
-        .collect();
-    let manifest = serde_json::json!({
-        "schemaVersion": 2,
-        "config": { "digest": config.to_string() },
-        "layers": layers,
-    });
-    Digest::of(manifest.to_string().as_bytes())
 }

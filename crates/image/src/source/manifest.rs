@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::Deserialize;
 use warren_core::image::ImageConfig;
 
@@ -112,6 +113,18 @@ impl Platform {
         }
     }
 
+    pub(crate) fn os(&self) -> &str {
+        &self.os
+    }
+
+    pub(crate) fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    pub(crate) fn variant(&self) -> Option<&str> {
+        self.variant.as_deref()
+    }
+
     fn accepts(&self, other: &PlatformDocument) -> bool {
         let variant = |v: &Option<String>, architecture: &str| match (v.as_deref(), architecture) {
             (Some("") | None, "arm64") => "v8".to_owned(),
@@ -139,18 +152,51 @@ impl std::fmt::Display for Platform {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layer {
     pub(crate) digest: Digest,
-    /// Compressed bytes; unknown only in docker archives.
+    /// Compressed bytes.
     pub(crate) size: u64,
     pub(crate) diff_id: Digest,
+}
+
+/// A document byte for byte as it came, and the digest it goes by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verbatim {
+    pub(crate) digest: Digest,
+    pub(crate) bytes: Bytes,
+}
+
+impl Verbatim {
+    /// Under its SHA-256.
+    pub(crate) fn new(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Verbatim {
+            digest: Digest::of(&bytes),
+            bytes,
+        }
+    }
 }
 
 /// An image, resolved to what must be fetched.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
-    pub(crate) digest: Digest,
+    pub(crate) manifest: Verbatim,
+    pub(crate) configuration: Verbatim,
     pub(crate) platform: String,
     pub(crate) config: ImageConfig,
     pub(crate) layers: Vec<Layer>,
+}
+
+impl Image {
+    /// The image's own digest: its manifest's.
+    pub(crate) fn digest(&self) -> &Digest {
+        &self.manifest.digest
+    }
+
+    /// Everything it is made of: manifest, configuration, layers.
+    pub(crate) fn contents(&self) -> impl Iterator<Item = &Digest> {
+        let documents = [&self.manifest.digest, &self.configuration.digest];
+        let layers = self.layers.iter().map(|layer| &layer.digest);
+        documents.into_iter().chain(layers)
+    }
 }
 
 /// Brings manifests and configurations; the caller here checks digests.
@@ -167,16 +213,15 @@ pub(crate) async fn resolve(
     platform: &Platform,
     platform_wanted: Wanted,
 ) -> Result<Image, SourceError> {
-    let mut bytes = bytes;
+    let mut manifest = Verbatim::new(bytes);
     for _ in 0..MAX_NESTING {
-        let digest = Digest::of(&bytes);
-        let document: Document = parse(&bytes, "the manifest")?;
+        let document: Document = parse(&manifest.bytes, "the manifest")?;
         if let Some(manifests) = document.manifests {
             let chosen = choose(&manifests, platform, platform_wanted)?;
-            bytes = fetch_verified(from, chosen, MAX_MANIFEST, "a manifest").await?;
+            manifest = fetch_verified(from, chosen, MAX_MANIFEST, "a manifest").await?;
             continue;
         }
-        return image(from, digest, document).await;
+        return image(from, manifest, document).await;
     }
     Err(malformed("the index", "indexes are nested too deeply"))
 }
@@ -225,7 +270,11 @@ fn choose<'a>(
     })
 }
 
-async fn image(from: &dyn Fetch, digest: Digest, document: Document) -> Result<Image, SourceError> {
+async fn image(
+    from: &dyn Fetch,
+    manifest: Verbatim,
+    document: Document,
+) -> Result<Image, SourceError> {
     if document.fs_layers.is_some() {
         return Err(SourceError::NotRunnable(
             "the image has a docker schema 1 manifest, which cannot be verified: push it again with a current tool".into(),
@@ -244,10 +293,10 @@ async fn image(from: &dyn Fetch, digest: Digest, document: Document) -> Result<I
         &config,
         &layers,
     )?;
-    let config_bytes = fetch_verified(from, &config, MAX_CONFIG, "the configuration").await?;
-    let configuration = Configuration::parse(&config_bytes)?;
+    let configuration = fetch_verified(from, &config, MAX_CONFIG, "the configuration").await?;
+    let parsed = Configuration::parse(&configuration.bytes)?;
     // Layers of docker's that are only a marker have no diff-id of their own; none are allowed here.
-    if configuration.diff_ids.len() != layers.len() {
+    if parsed.diff_ids.len() != layers.len() {
         return Err(malformed(
             "the configuration",
             "it does not have one diff-id for each layer",
@@ -255,7 +304,7 @@ async fn image(from: &dyn Fetch, digest: Digest, document: Document) -> Result<I
     }
     let layers = layers
         .iter()
-        .zip(&configuration.diff_ids)
+        .zip(&parsed.diff_ids)
         .map(|(layer, diff_id)| {
             Ok(Layer {
                 digest: layer.digest()?,
@@ -265,9 +314,10 @@ async fn image(from: &dyn Fetch, digest: Digest, document: Document) -> Result<I
         })
         .collect::<Result<_, SourceError>>()?;
     Ok(Image {
-        digest,
-        platform: configuration.platform,
-        config: configuration.run,
+        manifest,
+        configuration,
+        platform: parsed.platform,
+        config: parsed.run,
         layers,
     })
 }
@@ -337,7 +387,7 @@ async fn fetch_verified(
     descriptor: &Descriptor,
     limit: u64,
     what: &str,
-) -> Result<Vec<u8>, SourceError> {
+) -> Result<Verbatim, SourceError> {
     let expected = descriptor.digest()?;
     if descriptor.size > limit {
         return Err(SourceError::TooLarge {
@@ -354,7 +404,10 @@ async fn fetch_verified(
             expected: expected.to_string(),
         });
     }
-    Ok(bytes)
+    Ok(Verbatim {
+        digest: expected,
+        bytes: bytes.into(),
+    })
 }
 
 /// An image configuration, as far as it matters here.

@@ -8,6 +8,7 @@ pub(crate) mod layout;
 pub(crate) mod manifest;
 pub(crate) mod reference;
 pub mod registry;
+pub(crate) mod unmade;
 
 use std::io;
 use std::path::Path;
@@ -80,22 +81,14 @@ pub enum SourceError {
     Registry(#[from] registry::RegistryError),
 }
 
-/// A path on this host, told apart by content.
-pub(crate) enum Local {
-    /// Images, each with its layers.
-    Images(Vec<Found>),
-    /// One layer: the tarball of a root file system.
-    RootFs,
-}
-
-/// Looks at a path: an OCI layout, an OCI or docker archive, or a tarball. A compressed archive of an image is spooled
+/// The images at a path on this host, told apart by content: an OCI layout, an OCI or docker archive, or one tarball. A compressed archive of an image is spooled
 /// into `spool` first, because its files are needed in another order than they come.
 pub(crate) async fn open_local(
     path: &Path,
     spool: &Path,
     platform: &Platform,
     wanted: Wanted,
-) -> Result<Local, SourceError> {
+) -> Result<Vec<Found>, SourceError> {
     let read = |source| SourceError::Read {
         what: path.display().to_string(),
         source,
@@ -103,7 +96,7 @@ pub(crate) async fn open_local(
     if std::fs::metadata(path).map_err(read)?.is_dir() {
         let files = Files::Directory(path.to_owned());
         let images = layout::read_layout(&files, platform, wanted).await?;
-        return images.map(Local::Images).ok_or(SourceError::NotAnImage);
+        return images.ok_or(SourceError::NotAnImage);
     }
     let index = {
         let (path, spool) = (path.to_owned(), spool.to_owned());
@@ -111,17 +104,15 @@ pub(crate) async fn open_local(
             .await
             .map_err(|error| read(io::Error::other(error)))??
     };
+    let tarball = || vec![Found::tarball(path.to_owned(), platform.clone())];
     let Some(index) = index else {
-        return Ok(Local::RootFs);
+        return Ok(tarball());
     };
     let files = Files::Archive(Arc::new(index));
     if let Some(images) = layout::read_layout(&files, platform, wanted).await? {
-        return Ok(Local::Images(images));
+        return Ok(images);
     }
-    Ok(match layout::read_docker(&files)? {
-        Some(images) => Local::Images(images),
-        None => Local::RootFs,
-    })
+    Ok(layout::read_docker(&files)?.unwrap_or_else(tarball))
 }
 
 /// The index of an image archive, `None` for any other tar archive.

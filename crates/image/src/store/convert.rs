@@ -3,21 +3,27 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures::FutureExt as _;
 use futures::future::Shared;
 use tokio_util::sync::CancellationToken;
 use warren_core::image::{ImageProgress, LayerPhase};
 use warren_core::ports::images::ProgressSink;
+use warren_crashpoint::reached;
 
+use super::content::{Content, Lease};
+use super::disks::Disks;
+use super::keep::{Copy, Keeper};
 use super::publish::Temporary;
 use super::{ImageStore, StoreError};
 use crate::digest::Digest;
-use crate::pipeline::{self, Converted, LayerInput, Step};
-use crate::source::manifest::Layer;
+use crate::limits::Limits;
+use crate::pipeline::{self, LayerInput, LayerOutput, Step};
+use crate::source::layout::Known;
+use crate::source::manifest::{Image, Layer};
 
-type Work = Pin<Box<dyn Future<Output = Result<(), Arc<StoreError>>> + Send>>;
+pub(super) type Work = Pin<Box<dyn Future<Output = Result<(), Arc<StoreError>>> + Send>>;
 
 /// Conversions under way, by the digest of the manifest.
 #[derive(Debug, Default)]
@@ -36,10 +42,14 @@ impl std::fmt::Debug for Flight {
 }
 
 /// Everybody who wants to see the progress of one conversion.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Listeners(Arc<Mutex<Vec<ProgressSink>>>);
 
 impl Listeners {
+    pub(super) fn of(sink: ProgressSink) -> Self {
+        Listeners(Arc::new(Mutex::new(vec![sink])))
+    }
+
     fn add(&self, sink: ProgressSink) {
         self.0
             .lock()
@@ -53,12 +63,6 @@ impl Listeners {
         }
     }
 }
-
-/// Nothing starts while this is held.
-pub(super) struct Quiet<'a>(
-    #[expect(dead_code, reason = "held for its lock")]
-    MutexGuard<'a, HashMap<Digest, Weak<Flight>>>,
-);
 
 impl Flights {
     /// Waits for the conversion of `digest`: the one under way, or the one `start` makes.
@@ -77,8 +81,7 @@ impl Flights {
                     flight
                 }
                 None => {
-                    let listeners = Listeners::default();
-                    listeners.add(progress);
+                    let listeners = Listeners::of(progress);
                     let flight = Arc::new(Flight {
                         work: start(listeners.clone()).shared(),
                         listeners,
@@ -90,62 +93,46 @@ impl Flights {
         };
         flight.work.clone().await
     }
-
-    /// Keeps new conversions from starting, `None` when some are under way.
-    pub(super) fn pause(&self) -> Option<Quiet<'_>> {
-        let flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = flights.values().all(|flight| flight.strong_count() == 0);
-        idle.then_some(Quiet(flights))
-    }
 }
 
 /// What to convert.
 pub(super) struct Job {
-    pub(super) layers: Vec<Layer>,
+    pub(super) known: Known,
     pub(super) inputs: Vec<LayerInput>,
+    pub(super) copies: Copies,
+}
+
+/// Whether layers become blobs on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copies {
+    /// Those that are none yet.
+    Missing,
+    /// They come from blobs, or something else makes blobs of them.
+    None,
 }
 
 impl ImageStore {
-    /// Converts on a thread that may block, and publishes. `target` names the disk from what came out. Dropping the
-    /// future stops the thread; what it had written is gone with it.
+    /// Converts on a thread that may block, and publishes. Gives the image and a lease on what was not known of it before.
+    /// Dropping the future stops the thread; what it had written is gone with it.
     pub(super) fn convert(
         &self,
         job: Job,
-        uuid: Option<[u8; 16]>,
         listeners: Listeners,
-        target: Box<dyn FnOnce(&Converted) -> std::path::PathBuf + Send>,
-    ) -> impl Future<Output = Result<Converted, StoreError>> + Send + use<> {
+    ) -> impl Future<Output = Result<(Image, Lease), StoreError>> + Send + use<> {
         let limits = self.options.limits;
-        let disks = self.root.join("disks").join("new");
+        let (content, disks) = (Arc::clone(&self.content), Arc::clone(&self.disks));
         async move {
             let cancel = CancellationToken::new();
             let _cancel_on_drop = cancel.clone().drop_guard();
             let work = move || {
-                let writing = |source| StoreError::Disk {
-                    what: "writing the disk",
-                    source,
+                let conversion = Conversion {
+                    content: &content,
+                    disks: &disks,
+                    limits: &limits,
+                    cancel: &cancel,
+                    listeners: &listeners,
                 };
-                let mut temporary = Temporary::beside(&disks).map_err(writing)?;
-                let file = temporary.file().try_clone().map_err(writing)?;
-                let watch = |index: usize, step: Step| {
-                    let Some(layer) = job.layers.get(index) else {
-                        return;
-                    };
-                    let (phase, bytes) = match step {
-                        Step::Read(bytes) => (LayerPhase::Converting, bytes),
-                        Step::Done => (LayerPhase::Done, layer.size),
-                    };
-                    listeners.tell(&layer_event(layer, phase, bytes));
-                };
-                let converted =
-                    pipeline::convert(job.inputs, file, uuid, &limits, &cancel, &watch)?;
-                listeners.tell(&ImageProgress::Finishing);
-                if cancel.is_cancelled() {
-                    return Err(pipeline::ConvertError::Cancelled.into());
-                }
-                let path = target(&converted);
-                temporary.publish(&path).map_err(writing)?;
-                Ok(converted)
+                conversion.run(job)
             };
             tokio::task::spawn_blocking(work)
                 .await
@@ -155,6 +142,119 @@ impl ImageStore {
                 })?
         }
     }
+}
+
+struct Conversion<'a> {
+    content: &'a Content,
+    disks: &'a Disks,
+    limits: &'a Limits,
+    cancel: &'a CancellationToken,
+    listeners: &'a Listeners,
+}
+
+impl Conversion<'_> {
+    fn run(&self, job: Job) -> Result<(Image, Lease), StoreError> {
+        let writing = |source| StoreError::Disk {
+            what: "writing the disk",
+            source,
+        };
+        let mut temporary = Temporary::beside(&self.disks.beside()).map_err(writing)?;
+        let file = temporary.file().try_clone().map_err(writing)?;
+        let shown = shown(&job);
+        let watch = |index: usize, step: Step| {
+            let Some((digest, size)) = shown.get(index) else {
+                return;
+            };
+            let (phase, bytes) = match step {
+                Step::Read(bytes) => (LayerPhase::Converting, bytes),
+                Step::Done => (LayerPhase::Done, *size),
+            };
+            self.listeners.tell(&ImageProgress::Layer {
+                digest: digest.clone(),
+                phase,
+                bytes,
+                total: *size,
+            });
+        };
+        let keeping = |source| StoreError::Disk {
+            what: "keeping the layers",
+            source,
+        };
+        let keeper = Keeper::start().map_err(keeping)?;
+        let inputs = self.tee(job.inputs, job.copies, &keeper);
+        // Without a UUID of its own: then only the layers decide about its bytes, whatever manifest names them.
+        let converted = pipeline::convert(inputs, file, None, self.limits, self.cancel, &watch)?;
+        self.listeners.tell(&ImageProgress::Finishing);
+        // The last layer becomes durable at the same time.
+        temporary.sync().map_err(writing)?;
+        let copies = keeper.finish().map_err(keeping)?;
+        if self.cancel.is_cancelled() {
+            return Err(pipeline::ConvertError::Cancelled.into());
+        }
+        reached("convert.written");
+        let image = known_now(job.known, &converted.layers, &copies)?;
+        let lease = self.content.lease(image.contents());
+        for (index, copy) in copies {
+            if let Some(layer) = converted.layers.get(index) {
+                copy.publish(self.content, &layer.digest).map_err(keeping)?;
+                reached("convert.layer-published");
+            }
+        }
+        temporary
+            .publish_synced(&self.disks.path(image.digest()))
+            .map_err(writing)?;
+        reached("convert.disk-published");
+        Ok((image, lease))
+    }
+
+    fn tee(&self, inputs: Vec<LayerInput>, copies: Copies, keeper: &Keeper) -> Vec<LayerInput> {
+        let is_here = |input: &LayerInput| match (&input.digest, input.size) {
+            (Some(digest), Some(size)) => self.content.size(digest) == Some(size),
+            (None, _) | (_, None) => false,
+        };
+        let teed = |(index, input): (usize, LayerInput)| match copies {
+            Copies::Missing if !is_here(&input) => keeper.tee(index, input, self.content),
+            Copies::Missing | Copies::None => input,
+        };
+        inputs.into_iter().enumerate().map(teed).collect()
+    }
+}
+
+/// What each layer is called in progress, and its size: one that is not known by its digest goes by its diff-id or its
+/// place.
+fn shown(job: &Job) -> Vec<(String, u64)> {
+    let name = |(index, input): (usize, &LayerInput)| {
+        let digest = input.digest.as_ref().or(input.diff_id.as_ref());
+        let name = digest.map_or_else(|| format!("layer {index}"), Digest::to_string);
+        (name, input.size.unwrap_or_default())
+    };
+    job.inputs.iter().enumerate().map(name).collect()
+}
+
+/// The image, now that its layers have been read.
+fn known_now(
+    known: Known,
+    layers: &[LayerOutput],
+    copies: &[(usize, Copy)],
+) -> Result<Image, StoreError> {
+    let unmade = match known {
+        Known::Image(image) => return Ok(*image),
+        Known::Unmade(unmade) => unmade,
+    };
+    let layers = layers.iter().enumerate().map(|(index, layer)| {
+        let copy = copies.iter().find(|(of, _)| *of == index);
+        let (_, copy) = copy.ok_or_else(|| StoreError::Disk {
+            what: "keeping the layers",
+            source: std::io::ErrorKind::UnexpectedEof.into(),
+        })?;
+        let layer = Layer {
+            digest: layer.digest.clone(),
+            size: layer.size,
+            diff_id: layer.diff_id.clone(),
+        };
+        Ok((layer, copy.compression))
+    });
+    Ok(unmade.make(layers.collect::<Result<_, StoreError>>()?)?)
 }
 
 pub(super) fn layer_event(layer: &Layer, phase: LayerPhase, bytes: u64) -> ImageProgress {

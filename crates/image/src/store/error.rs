@@ -1,9 +1,12 @@
 //! What goes wrong with images, and what users are told of it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use warren_core::PortError;
 
+use super::keep::KeepError;
+use crate::digest::Digest;
 use crate::erofs::ErofsError;
 use crate::merge::MergeError;
 use crate::pipeline::ConvertError;
@@ -40,9 +43,12 @@ pub enum StoreError {
     /// One id for several images.
     #[error("the archive has {0} images, which cannot all have one id")]
     OneIdForMany(usize),
-    /// The same path is being loaded under another name.
-    #[error("the same file is being loaded already")]
-    Busy,
+    /// A blob that is needed.
+    #[error("the blob {0} is not here")]
+    BlobMissing(Digest),
+    /// A record that cannot be read: nobody knows what it reached.
+    #[error("the image record {} is damaged", .0.display())]
+    RecordDamaged(PathBuf),
 }
 
 impl From<StoreError> for PortError {
@@ -65,7 +71,9 @@ fn describe(error: &StoreError) -> PortError {
         StoreError::OneIdForMany(_) => {
             PortError::invalid("image_id_ambiguous", text).with_hint("load it without an id")
         }
-        StoreError::Busy => PortError::retry("image_busy", text),
+        StoreError::BlobMissing(_) => PortError::not_found("blob_not_here", text),
+        StoreError::RecordDamaged(_) => PortError::conflict("image_record_damaged", text)
+            .with_hint("nothing is removed while it is there: restore it from a backup, or delete the file and pull its image again"),
     }
 }
 
@@ -107,13 +115,14 @@ fn describe_convert(error: &ConvertError) -> PortError {
     let text = error.to_string();
     match error {
         ConvertError::Read { source, .. } => {
+            let inner = source.get_ref();
             // A layer that is still being downloaded fails with the download's own error.
-            match source
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<Arc<RegistryError>>())
-            {
-                Some(registry) => registry.describe(),
-                None => io(&text, source),
+            let registry = inner.and_then(|it| it.downcast_ref::<Arc<RegistryError>>());
+            let keep = inner.and_then(|it| it.downcast_ref::<KeepError>());
+            match (registry, keep) {
+                (Some(registry), _) => registry.describe(),
+                (None, Some(KeepError(source))) => io("writing a layer", source),
+                (None, None) => io(&text, source),
             }
         }
         ConvertError::Decompress { .. }

@@ -1,19 +1,20 @@
 //! Loads from this host's file system.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use warren_core::image::{ImageConfig, ImageRecord, LayerPhase};
+use warren_core::image::{ImageProgress, ImageRecord, LayerPhase};
 use warren_core::ports::images::{LoadRequest, ProgressSink};
+use warren_crashpoint::reached;
 
-use super::convert::{Job, Listeners, layer_event};
+use super::convert::{Copies, Job, Listeners, Work, layer_event};
 use super::pull::{platform_of, resolved};
-use super::{ImageStore, NewRecord, StoreError, records};
-use crate::digest::Digest;
-use crate::pipeline::{Converted, LayerInput};
-use crate::source::layout::{Found, open_regular, synthetic_digest};
-use crate::source::manifest::Layer;
-use crate::source::{Local, Reference, open_local};
+use super::{ImageStore, NewRecord, StoreError, keep, records};
+use crate::pipeline::{ConvertError, LayerInput};
+use crate::source::layout::{Found, Known};
+use crate::source::manifest::Image;
+use crate::source::unmade::Unmade;
+use crate::source::{Reference, open_local};
 
 impl ImageStore {
     pub(super) async fn load_images(
@@ -32,142 +33,125 @@ impl ImageStore {
             None => None,
         };
         let (platform, wanted) = platform_of(request.platform.as_deref())?;
-        let spool = self.root.join("disks");
-        let images = match open_local(&request.path, &spool, &platform, wanted).await? {
-            Local::RootFs => {
-                let name = given.ok_or(StoreError::NameNeeded)?;
-                return Ok(vec![self.load_root_fs(&request, name, progress).await?]);
-            }
-            Local::Images(images) => images,
-        };
+        let spool = self.disks.directory();
+        let images = open_local(&request.path, spool, &platform, wanted).await?;
         let images = named(images, given)?;
         if images.len() > 1 && request.id.is_some() {
             return Err(StoreError::OneIdForMany(images.len()));
         }
         let mut records = Vec::new();
         for (name, found) in images {
-            records.push(self.load_found(&request, name, found, &progress).await?);
+            let new = NewRecord {
+                id: request.id.clone(),
+                name: name.to_string(),
+                tags: Default::default(),
+            };
+            records.push(match found.known {
+                Known::Image(image) => {
+                    self.load_known(new, *image, found.inputs, &progress)
+                        .await?
+                }
+                Known::Unmade(unmade) => {
+                    self.load_unmade(new, unmade, found.inputs, &progress)
+                        .await?
+                }
+            });
         }
         Ok(records)
     }
 
-    async fn load_found(
+    async fn load_known(
         &self,
-        request: &LoadRequest,
-        name: Reference,
-        found: Found,
+        new: NewRecord,
+        image: Image,
+        inputs: Vec<LayerInput>,
         progress: &ProgressSink,
     ) -> Result<ImageRecord, StoreError> {
-        let image = found.image;
+        let _lease = self.content.lease(image.contents());
         resolved(&image, progress);
-        let path = self.disk_path(&image.digest);
-        if !path.is_file() {
-            let start = |listeners: Listeners| {
-                let job = Job {
-                    layers: image.layers.clone(),
-                    inputs: found.inputs,
-                };
-                let target = path.clone();
-                let work = self.convert(
-                    job,
-                    Some(image.digest.prefix()),
-                    listeners,
-                    Box::new(move |_| target),
-                );
-                let future: std::pin::Pin<Box<dyn Future<Output = _> + Send>> =
-                    Box::pin(async move { work.await.map(|_| ()).map_err(Arc::new) });
-                future
+        if !self.is_whole(&image) {
+            let start = |listeners: Listeners| match self.disks.is_here(image.digest()) {
+                true => self.complete(inputs),
+                false => {
+                    let job = Job {
+                        known: Known::Image(Box::new(image.clone())),
+                        inputs,
+                        copies: Copies::Missing,
+                    };
+                    let work = self.convert(job, listeners);
+                    Box::pin(async move { work.await.map(|_| ()).map_err(Arc::new) }) as Work
+                }
             };
-            let result = self
-                .flights
-                .join(&image.digest, Arc::clone(progress), start)
-                .await;
-            result.map_err(StoreError::Shared)?;
+            let progress = Arc::clone(progress);
+            let work = self.flights.join(image.digest(), progress, start);
+            // Both to their ends: nothing is still being written when a failure is told.
+            let (work, documents) = futures::join!(work, self.put_documents(&image));
+            work.map_err(StoreError::Shared)?;
+            documents?;
         }
+        reached("load.content-here");
         for layer in &image.layers {
             progress(layer_event(layer, LayerPhase::Done, layer.size));
         }
-        self.record(NewRecord {
-            id: request.id.clone(),
-            name: name.to_string(),
-            digest: image.digest,
-            platform: image.platform,
-            config: image.config,
-            tags: Default::default(),
-            // Local layers are not kept: they are where they came from.
-            layers: Vec::new(),
-        })
-        .await
+        self.record(new, &image).await
     }
 
-    /// One layer without a manifest: its digest is known when it has been read.
-    async fn load_root_fs(
+    /// An image whose digest is known when its layers have been read.
+    async fn load_unmade(
         &self,
-        request: &LoadRequest,
-        name: Reference,
-        progress: ProgressSink,
+        new: NewRecord,
+        unmade: Unmade,
+        inputs: Vec<LayerInput>,
+        progress: &ProgressSink,
     ) -> Result<ImageRecord, StoreError> {
-        let path = request.path.clone();
+        progress(ImageProgress::Resolved {
+            digest: String::new(),
+            layers: inputs.len(),
+            total_bytes: inputs.iter().filter_map(|input| input.size).sum(),
+        });
         let job = Job {
-            layers: Vec::new(),
-            inputs: vec![LayerInput {
-                digest: None,
-                size: None,
-                diff_id: None,
-                open: Box::new(move |_: &CancellationToken| Ok(Box::new(open_regular(&path)?.0))),
-            }],
+            known: Known::Unmade(unmade),
+            inputs,
+            copies: Copies::Missing,
         };
-        let disks = self.root.join("disks");
-        let listeners = Listeners::default();
-        let found: Arc<Mutex<Option<Digest>>> = Arc::default();
-        let work = {
-            let found = Arc::clone(&found);
-            let name: Box<dyn FnOnce(&Converted) -> std::path::PathBuf + Send> =
-                Box::new(move |converted| {
-                    let digest = root_fs_digest(converted);
-                    let path = disks.join(format!("{}-{}.erofs", digest.algorithm(), digest.hex()));
-                    *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
-                    path
-                });
-            self.convert(job, None, listeners, name)
-        };
-        // Its own name keeps a removal from running while the disk has no record.
-        let flight = Digest::of(request.path.as_os_str().as_encoded_bytes());
-        let start = |_: Listeners| {
-            let future: std::pin::Pin<Box<dyn Future<Output = _> + Send>> =
-                Box::pin(async move { work.await.map(|_| ()).map_err(Arc::new) });
-            future
-        };
-        self.flights
-            .join(&flight, progress, start)
-            .await
-            .map_err(StoreError::Shared)?;
-        let digest = found.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let digest = digest.ok_or(StoreError::Busy)?;
-        self.record(NewRecord {
-            id: request.id.clone(),
-            name: name.to_string(),
-            digest,
-            platform: platform_of(request.platform.as_deref())?.0.to_string(),
-            config: ImageConfig::default(),
-            tags: Default::default(),
-            layers: Vec::new(),
-        })
-        .await
+        let (image, _lease) = self
+            .convert(job, Listeners::of(Arc::clone(progress)))
+            .await?;
+        self.put_documents(&image).await?;
+        reached("load.made");
+        self.record(new, &image).await
     }
-}
 
-fn root_fs_digest(converted: &Converted) -> Digest {
-    let layers: Vec<Layer> = converted
-        .layers
-        .iter()
-        .map(|layer| Layer {
-            digest: layer.digest.clone(),
-            size: layer.size,
-            diff_id: layer.diff_id.clone(),
+    /// Brings the blobs that the image of a disk lacks.
+    fn complete(&self, inputs: Vec<LayerInput>) -> Work {
+        let content = Arc::clone(&self.content);
+        let stop = CancellationToken::new();
+        let stop_on_drop = stop.clone().drop_guard();
+        let work = move || {
+            for (index, input) in inputs.into_iter().enumerate() {
+                let known = input
+                    .digest
+                    .as_ref()
+                    .and_then(|digest| content.size(digest));
+                if known.is_none() || known != input.size {
+                    keep::only_keep(index, input, &content, &stop)?;
+                    reached("load.layer-completed");
+                }
+            }
+            Ok(())
+        };
+        Box::pin(async move {
+            let _stop_on_drop = stop_on_drop;
+            tokio::task::spawn_blocking(work)
+                .await
+                .map_err(|error| StoreError::Disk {
+                    what: "keeping the layers",
+                    source: std::io::Error::other(error),
+                })
+                .and_then(|kept: Result<(), ConvertError>| Ok(kept?))
+                .map_err(Arc::new)
         })
-        .collect();
-    synthetic_digest(&Digest::of(b"{}"), &layers)
+    }
 }
 
 /// Gives each image its reference: the user's for the only one (or the one with its tag), else its own.

@@ -2,40 +2,50 @@
 //!
 //! ```text
 //! <data>/images/disks/sha256-<manifest digest>.erofs   one a manifest, shared by all its names
-//! <data>/images/blobs/<algorithm>/<hex>                verified layers, kept for the next pull that has them
+//! <data>/images/blobs/<algorithm>/<hex>                manifests, configurations and layers, as they came
 //! <data>/images/refs/<id>.json                         one a name
 //! ```
 //!
 //! Everything appears by fsync and rename; temporary files are locked by whoever writes them, and those that nobody
-//! holds are cleaned when the store is opened. Must never: publish a disk whose layers were not all verified.
+//! holds are cleaned when the store is opened. A record is written last: what it names is all there. What no record
+//! names may be collected, but for what an operation under way has a lease on. Must never: publish a disk whose layers
+//! were not all verified.
 
-mod blobs;
+mod collect;
+mod content;
 mod convert;
+mod disks;
+mod downloads;
 mod error;
+mod from_content;
+mod keep;
 mod load;
 pub(crate) mod publish;
 mod pull;
 mod records;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use warren_core::PortError;
-use warren_core::image::{ImageConfig, ImageRecord};
+use warren_core::image::ImageRecord;
 use warren_core::ports::Images;
 use warren_core::ports::images::{LoadRequest, ProgressSink, PullRequest};
 
-use crate::digest::Digest;
 use crate::limits::Limits;
 use crate::source::Reference;
+use crate::source::manifest::Image;
 use crate::source::registry::{Registries, RegistrySettings};
-use blobs::Blobs;
 use convert::Flights;
-use records::{Records, Stored};
+use disks::Disks;
+use downloads::Downloads;
+use records::{NewRecord, Records};
 
+pub use content::{Content, Lease, UploadError};
 pub use error::StoreError;
+pub use from_content::FromContent;
 
 /// How the store behaves.
 #[derive(Debug, Clone)]
@@ -67,12 +77,15 @@ impl Default for Options {
 /// The store. Cheap to share; all of its state is on disk but for the work under way.
 #[derive(Debug)]
 pub struct ImageStore {
-    root: PathBuf,
     options: Options,
     records: Records,
-    blobs: Blobs,
+    content: Arc<Content>,
+    disks: Arc<Disks>,
+    downloads: Downloads,
     flights: Flights,
     registries: Registries,
+    /// One collection at a time.
+    collecting: tokio::sync::Mutex<()>,
 }
 
 impl ImageStore {
@@ -93,92 +106,58 @@ impl ImageStore {
         }
         Ok(ImageStore {
             records: Records::new(root.join("refs")),
-            blobs: Blobs::new(root.join("blobs"), options.parallel_layers),
+            content: Arc::new(Content::new(root.join("blobs"))),
+            disks: Arc::new(Disks::new(root.join("disks"))),
+            downloads: Downloads::new(options.parallel_layers),
             flights: Flights::default(),
             registries: Registries::new(
                 options.registries.clone(),
                 options.docker_config.clone(),
                 options.stall,
             ),
-            root,
+            collecting: tokio::sync::Mutex::default(),
             options,
         })
     }
 
-    fn disk_path(&self, digest: &Digest) -> PathBuf {
-        let name = format!("{}-{}.erofs", digest.algorithm(), digest.hex());
-        self.root.join("disks").join(name)
+    /// The blobs of the images, as they came.
+    pub fn content(&self) -> &Content {
+        &self.content
     }
 
-    /// Writes the record of a disk that is there.
-    async fn record(&self, new: NewRecord) -> Result<ImageRecord, StoreError> {
-        let size_bytes = std::fs::metadata(self.disk_path(&new.digest))
+    /// Whether the disk and all blobs of an image are here. Only a lease keeps them.
+    fn is_whole(&self, image: &Image) -> bool {
+        let documents = [&image.manifest, &image.configuration];
+        let documents = documents.map(|it| (&it.digest, it.bytes.len() as u64));
+        let layers = image.layers.iter().map(|it| (&it.digest, it.size));
+        let mut blobs = documents.into_iter().chain(layers);
+        self.disks.is_here(image.digest())
+            && blobs.all(|(digest, size)| self.content.size(digest) == Some(size))
+    }
+
+    async fn put_documents(&self, image: &Image) -> Result<(), StoreError> {
+        let documents = vec![image.manifest.clone(), image.configuration.clone()];
+        self.content.put(documents).await
+    }
+
+    /// Writes the record of an image that is whole, and on which the caller has a lease.
+    async fn record(&self, new: NewRecord, image: &Image) -> Result<ImageRecord, StoreError> {
+        let size_bytes = self
+            .disks
+            .size(image.digest())
             .map_err(|source| StoreError::Disk {
                 what: "looking at the new disk",
                 source,
-            })?
-            .len();
-        let id = match new.id {
-            Some(id) => id,
-            None => self.records.id_for(&new.name, &new.digest)?,
-        };
-        let stored = Stored {
-            record: ImageRecord {
-                id,
-                name: new.name,
-                digest: new.digest.to_string(),
-                platform: new.platform,
-                created_at: time::OffsetDateTime::now_utc(),
-                size_bytes,
-                config: new.config,
-                tags: new.tags,
-            },
-            layers: new.layers.iter().map(Digest::to_string).collect(),
-        };
-        self.records.put(stored).await
+            })?;
+        self.records.put(new, image, size_bytes).await
     }
 
     async fn remove_record(&self, id: &str, in_use: &[String]) -> Result<(), StoreError> {
-        let Some(removed) = self.records.remove(id).await? else {
-            return Ok(());
-        };
-        let left = self.records.list()?;
-        let digest = &removed.record.digest;
-        let still_named = left.iter().any(|other| other.record.digest == *digest);
-        // A conversion under way publishes its disk before its record and reads blobs before it has either.
-        let _quiet = match self.flights.pause() {
-            Some(guard) => guard,
-            None => return Ok(()),
-        };
-        if let Ok(digest) = digest.parse::<Digest>()
-            && !still_named
-            && !in_use.contains(&removed.record.digest)
-        {
-            publish::remove(&self.disk_path(&digest)).map_err(|source| StoreError::Disk {
-                what: "removing the disk",
-                source,
-            })?;
+        match self.records.remove(id).await? {
+            Some(removed) => self.collect_removed(&removed, in_use).await,
+            None => Ok(()),
         }
-        let kept: std::collections::HashSet<&String> =
-            left.iter().flat_map(|other| &other.layers).collect();
-        for layer in removed.layers.iter().filter(|layer| !kept.contains(layer)) {
-            if let Ok(digest) = layer.parse::<Digest>() {
-                self.blobs.remove(&digest)?;
-            }
-        }
-        Ok(())
     }
-}
-
-/// What a pull or a load found out about an image.
-struct NewRecord {
-    id: Option<String>,
-    name: String,
-    digest: Digest,
-    platform: String,
-    config: ImageConfig,
-    tags: BTreeMap<String, String>,
-    layers: Vec<Digest>,
 }
 
 #[async_trait]
@@ -203,6 +182,7 @@ impl Images for ImageStore {
         let mut records: Vec<ImageRecord> = self
             .records
             .list()?
+            .readable
             .into_iter()
             .map(|stored| stored.record)
             .collect();
@@ -259,7 +239,7 @@ impl Images for ImageStore {
             )
             .with_hint("pull it with `warren pull`, or load it with `warren load`")
         };
-        let path = self.disk_path(&digest.parse().map_err(|_| not_here())?);
+        let path = self.disks.path(&digest.parse().map_err(|_| not_here())?);
         if path.is_file() {
             Ok(path)
         } else {

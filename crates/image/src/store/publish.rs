@@ -17,20 +17,23 @@ pub(crate) struct Temporary {
     published: bool,
 }
 
+/// A name for a temporary file in the directory of `target`, which nothing has with the utmost likelihood.
+fn name_beside(target: &Path) -> io::Result<PathBuf> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let directory = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| now.as_nanos());
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("{PREFIX}{}-{now:x}-{number}", std::process::id());
+    Ok(directory.join(name))
+}
+
 impl Temporary {
     /// Makes one in the directory of the file it will become.
     pub(crate) fn beside(target: &Path) -> io::Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let directory = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        let started = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |now| now.as_nanos());
         loop {
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = directory.join(format!(
-                "{PREFIX}{}-{started:x}-{number}",
-                std::process::id()
-            ));
+            let path = name_beside(target)?;
             match OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -60,22 +63,31 @@ impl Temporary {
     }
 
     /// Makes it durable, then visible, then its name durable.
-    pub(crate) fn publish(mut self, target: &Path) -> io::Result<()> {
-        self.file.sync_all()?;
+    pub(crate) fn publish(self, target: &Path) -> io::Result<()> {
+        self.sync()?;
+        self.publish_synced(target)
+    }
+
+    /// Makes its bytes durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    /// Makes it visible, then its name durable; its bytes are already.
+    pub(crate) fn publish_synced(mut self, target: &Path) -> io::Result<()> {
         std::fs::rename(&self.path, target)?;
         self.published = true;
         sync_directory(target)
     }
-}
 
-impl Temporary {
-    /// Makes its bytes durable, then visible, unless something has the name already, which then stays.
+    /// Makes its bytes durable, then visible, unless something has the name already, which then stays; then the name
+    /// durable.
     pub(crate) fn publish_new(self, target: &Path) -> io::Result<()> {
         self.file.sync_data()?;
         match std::fs::hard_link(&self.path, target) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             // Dropping this removes the temporary name.
-            Ok(()) | Err(_) => Ok(()),
+            Ok(()) | Err(_) => sync_directory(target),
         }
     }
 }
@@ -86,6 +98,17 @@ impl Drop for Temporary {
             // What cannot be removed now is removed when the store is opened next.
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Takes a file's name away, so that nobody finds it any more, and gives it one under which it is removed when the
+/// directory is cleaned. `None` when it is not there.
+pub(crate) fn set_aside(path: &Path) -> io::Result<Option<PathBuf>> {
+    let doomed = name_beside(path)?;
+    match std::fs::rename(path, &doomed) {
+        Ok(()) => Ok(Some(doomed)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryFutureExt as _;
 use tokio_util::sync::CancellationToken;
 use warren_core::image::{ImageProgress, ImageRecord, LayerPhase};
 use warren_core::ports::images::{ProgressSink, PullRequest};
+use warren_crashpoint::reached;
 
-use super::blobs::Layer as Blob;
-use super::convert::{Job, Listeners, layer_event};
+use super::convert::{Copies, Job, Listeners, Work, layer_event};
+use super::downloads::Layer as Found;
 use super::{ImageStore, NewRecord, StoreError, records};
 use crate::pipeline::{ConvertError, LayerInput};
 use crate::source::Reference;
-use crate::source::layout::open_regular;
+use crate::source::layout::{Known, open_regular};
 use crate::source::manifest::{self, Image, Platform, Wanted};
 use crate::source::registry::{Client, Download};
 
@@ -41,21 +43,25 @@ impl ImageStore {
         let client = Arc::new(client);
         let bytes = client.manifest(&reference).await?;
         let image = manifest::resolve(client.as_ref(), bytes, &platform, wanted).await?;
+        let _lease = self.content.lease(image.contents());
         resolved(&image, &progress);
-        self.ensure_pulled(&image, &client, &progress).await?;
+        if !self.is_whole(&image) {
+            let pulled = self.ensure_pulled(&image, &client, &progress);
+            // Both to their ends: nothing is still being written when a failure is told.
+            let (pulled, documents) = futures::join!(pulled, self.put_documents(&image));
+            pulled?;
+            documents?;
+        }
+        reached("pull.content-here");
         for layer in &image.layers {
             progress(layer_event(layer, LayerPhase::Done, layer.size));
         }
-        self.record(NewRecord {
+        let new = NewRecord {
             id: request.id,
             name: reference.to_string(),
-            digest: image.digest,
-            platform: image.platform,
-            config: image.config,
             tags: request.tags,
-            layers: image.layers.into_iter().map(|layer| layer.digest).collect(),
-        })
-        .await
+        };
+        self.record(new, &image).await
     }
 
     async fn ensure_pulled(
@@ -64,27 +70,25 @@ impl ImageStore {
         client: &Arc<Client>,
         progress: &ProgressSink,
     ) -> Result<(), StoreError> {
-        let path = self.disk_path(&image.digest);
-        if path.is_file() {
-            return Ok(());
-        }
         let start = |listeners: Listeners| {
             let mut downloads = Vec::new();
             let mut inputs = Vec::new();
             for layer in &image.layers {
                 listeners.tell(&layer_event(layer, LayerPhase::Waiting, 0));
-                let open: crate::pipeline::OpenLayer =
-                    match self.blobs.get_or_start(&layer.digest, layer.size, client) {
-                        Blob::Here(path) => Box::new(move |_: &CancellationToken| {
-                            Ok(Box::new(open_regular(&path)?.0))
-                        }),
-                        Blob::Coming(download) => {
-                            downloads.push((layer.clone(), Arc::clone(&download)));
-                            Box::new(move |stop: &CancellationToken| {
-                                Ok(Box::new(download.feed(stop.clone())))
-                            })
-                        }
-                    };
+                let found =
+                    self.downloads
+                        .get_or_start(&self.content, &layer.digest, layer.size, client);
+                let open: crate::pipeline::OpenLayer = match found {
+                    Found::Here(path) => {
+                        Box::new(move |_: &CancellationToken| Ok(Box::new(open_regular(&path)?.0)))
+                    }
+                    Found::Coming(download) => {
+                        downloads.push((layer.clone(), Arc::clone(&download)));
+                        Box::new(move |stop: &CancellationToken| {
+                            Ok(Box::new(download.feed(stop.clone())))
+                        })
+                    }
+                };
                 inputs.push(LayerInput {
                     digest: Some(layer.digest.clone()),
                     size: Some(layer.size),
@@ -92,29 +96,30 @@ impl ImageStore {
                     open,
                 });
             }
-            let job = Job {
-                layers: image.layers.clone(),
-                inputs,
+            // With its disk here, only blobs are missing.
+            let work = match self.disks.is_here(image.digest()) {
+                true => futures::future::Either::Left(wait_for(downloads.clone())),
+                false => {
+                    let job = Job {
+                        known: Known::Image(Box::new(image.clone())),
+                        inputs,
+                        copies: Copies::None,
+                    };
+                    let work = self.convert(job, listeners.clone());
+                    futures::future::Either::Right(work.map_ok(|_| ()))
+                }
             };
-            let target = path.clone();
-            let work = self.convert(
-                job,
-                Some(image.digest.prefix()),
-                listeners.clone(),
-                Box::new(move |_| target),
-            );
-            let future: std::pin::Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
+            Box::pin(async move {
                 let told = tell_downloads(&downloads, &listeners);
                 tokio::select! {
-                    result = work => result.map(|_| ()).map_err(Arc::new),
+                    result = work => result.map_err(Arc::new),
                     () = told => Err(Arc::new(StoreError::Convert(ConvertError::Cancelled))),
                 }
-            });
-            future
+            }) as Work
         };
         let result = self
             .flights
-            .join(&image.digest, Arc::clone(progress), start)
+            .join(image.digest(), Arc::clone(progress), start)
             .await;
         if let Err(error) = &result {
             self.forget_damaged(image, error);
@@ -132,11 +137,29 @@ impl ImageStore {
             _ => return,
         };
         if let Some(layer) = image.layers.get(damaged)
-            && let Err(error) = self.blobs.remove(&layer.digest)
+            && let Err(error) = self.content.remove(&layer.digest)
         {
             tracing::warn!(digest = %layer.digest, %error, "a damaged layer could not be removed");
         }
     }
+}
+
+/// Waits for downloads that nothing else reads.
+async fn wait_for(downloads: Vec<(manifest::Layer, Arc<Download>)>) -> Result<(), StoreError> {
+    for (index, (_, download)) in downloads.into_iter().enumerate() {
+        let stop = CancellationToken::new();
+        let _stop_on_drop = stop.clone().drop_guard();
+        let read = move || std::io::copy(&mut download.feed(stop), &mut std::io::sink());
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|source| ConvertError::Read {
+                layer: index,
+                source,
+            })?;
+    }
+    Ok(())
 }
 
 /// Never ends: it is dropped with the conversion.
@@ -164,7 +187,7 @@ pub(super) fn platform_of(text: Option<&str>) -> Result<(Platform, Wanted), Stor
 
 pub(super) fn resolved(image: &Image, progress: &ProgressSink) {
     progress(ImageProgress::Resolved {
-        digest: image.digest.to_string(),
+        digest: image.digest().to_string(),
         layers: image.layers.len(),
         total_bytes: image.layers.iter().map(|layer| layer.size).sum(),
     });

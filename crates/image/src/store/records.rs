@@ -1,23 +1,46 @@
 //! Records on disk: one JSON file a name, found again by reading the directory.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use warren_core::image::ImageRecord;
+use warren_crashpoint::reached;
 
 use super::StoreError;
 use super::publish::{self, Temporary};
 use crate::digest::Digest;
+use crate::source::manifest::Image;
 
-/// A record with the layers its image was made of.
+/// A record with what its image is made of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Stored {
     #[serde(flatten)]
     pub(super) record: ImageRecord,
-    /// Digests of the layers that came from a registry: they keep their blobs.
+    /// Digest of the configuration, which is a blob, as is the manifest then. Records of versions that did not keep them
+    /// have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) configuration: Option<Digest>,
+    /// Digests of the layers, oldest first. Without a configuration: of those that came from a registry.
     #[serde(default)]
-    pub(super) layers: Vec<String>,
+    pub(super) layers: Vec<Digest>,
+}
+
+/// What a user wants an image to be called.
+#[derive(Debug, Clone)]
+pub(super) struct NewRecord {
+    pub(super) id: Option<String>,
+    pub(super) name: String,
+    pub(super) tags: BTreeMap<String, String>,
+}
+
+/// The records, as far as they can be read.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    pub(super) readable: Vec<Stored>,
+    /// Files that are no records any more: nobody knows what they reached.
+    pub(super) damaged: Vec<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -35,13 +58,13 @@ impl Records {
         }
     }
 
-    /// All that can be read; a damaged one is named in the log and left out.
-    pub(super) fn list(&self) -> Result<Vec<Stored>, StoreError> {
+    /// All records; a damaged one is named in the log and left out.
+    pub(super) fn list(&self) -> Result<Listing, StoreError> {
         let reading = |source| StoreError::Disk {
             what: "reading the image records",
             source,
         };
-        let mut all = Vec::new();
+        let mut listing = Listing::default();
         for entry in std::fs::read_dir(&self.directory).map_err(reading)? {
             let path = entry.map_err(reading)?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
@@ -59,38 +82,50 @@ impl Records {
                         .file_stem()
                         .is_some_and(|stem| *stem == *stored.record.id) =>
                 {
-                    all.push(stored)
+                    listing.readable.push(stored);
+                    continue;
                 }
                 Ok(_) => {
-                    tracing::warn!(path = %path.display(), "an image record has another id than its file's name")
+                    tracing::warn!(path = %path.display(), "an image record has another id than its file's name");
                 }
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "an image record is damaged")
+                    tracing::warn!(path = %path.display(), %error, "an image record is damaged");
                 }
             }
+            listing.damaged.push(path);
         }
-        Ok(all)
+        Ok(listing)
     }
 
-    /// The id for a name without one of the user's: the one it has, or one made from the digest.
-    pub(super) fn id_for(&self, name: &str, digest: &Digest) -> Result<String, StoreError> {
-        let all = self.list()?;
-        if let Some(known) = all.iter().find(|stored| stored.record.name == name) {
-            return Ok(known.record.id.clone());
-        }
-        let made = format!("img-{}", &digest.hex()[..12]);
-        if all.iter().all(|stored| stored.record.id != made) {
-            return Ok(made);
-        }
-        // Two names of one image.
-        let both = Digest::of(format!("{name} {digest}").as_bytes());
-        Ok(format!("img-{}", &both.hex()[..12]))
-    }
-
-    pub(super) async fn put(&self, stored: Stored) -> Result<ImageRecord, StoreError> {
-        let path = self.path(&stored.record.id)?;
+    /// Writes a record of an image. One of the same name without an id of the user's keeps its id.
+    pub(super) async fn put(
+        &self,
+        new: NewRecord,
+        image: &Image,
+        size_bytes: u64,
+    ) -> Result<ImageRecord, StoreError> {
         let _writing = self.writing.lock().await;
-        let record = stored.record.clone();
+        let digest = image.digest();
+        let id = match new.id {
+            Some(id) => id,
+            None => id_for(&self.list()?.readable, &new.name, digest),
+        };
+        let path = self.path(&id)?;
+        let record = ImageRecord {
+            id,
+            name: new.name,
+            digest: digest.to_string(),
+            platform: image.platform.clone(),
+            created_at: time::OffsetDateTime::now_utc(),
+            size_bytes,
+            config: image.config.clone(),
+            tags: new.tags,
+        };
+        let stored = Stored {
+            record: record.clone(),
+            configuration: Some(image.configuration.digest.clone()),
+            layers: image.layers.iter().map(|it| it.digest.clone()).collect(),
+        };
         blocking("writing the image record", move || {
             let mut temporary = Temporary::beside(&path)?;
             let bytes = serde_json::to_vec_pretty(&stored)?;
@@ -98,6 +133,7 @@ impl Records {
             temporary.publish(&path)
         })
         .await?;
+        reached("image.recorded");
         Ok(record)
     }
 
@@ -105,14 +141,12 @@ impl Records {
     pub(super) async fn remove(&self, id: &str) -> Result<Option<Stored>, StoreError> {
         let path = self.path(id)?;
         let _writing = self.writing.lock().await;
-        let Some(stored) = self
-            .list()?
-            .into_iter()
-            .find(|stored| stored.record.id == id)
-        else {
+        let all = self.list()?.readable;
+        let Some(stored) = all.into_iter().find(|stored| stored.record.id == id) else {
             return Ok(None);
         };
         blocking("removing the image record", move || publish::remove(&path)).await?;
+        reached("remove.record-removed");
         Ok(Some(stored))
     }
 
@@ -120,6 +154,20 @@ impl Records {
         check_id(id)?;
         Ok(self.directory.join(format!("{id}.json")))
     }
+}
+
+/// The id for a name without one of the user's: the one it has, or one made from the digest.
+fn id_for(all: &[Stored], name: &str, digest: &Digest) -> String {
+    if let Some(known) = all.iter().find(|stored| stored.record.name == name) {
+        return known.record.id.clone();
+    }
+    let made = format!("img-{}", &digest.hex()[..12]);
+    if all.iter().all(|stored| stored.record.id != made) {
+        return made;
+    }
+    // Two names of one image.
+    let both = Digest::of(format!("{name} {digest}").as_bytes());
+    format!("img-{}", &both.hex()[..12])
 }
 
 /// An id is a file's name here.

@@ -8,6 +8,7 @@
 )]
 
 pub mod reading;
+pub mod registry;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -18,9 +19,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use warren_image::Digest;
-use warren_image::Limits;
 use warren_image::pipeline::{ConvertError, Converted, LayerInput, convert};
+use warren_image::{Digest, ImageStore, Limits, Options};
 
 /// Says loudly that a test did not run.
 pub fn skip(test: &str, reason: &str) {
@@ -187,6 +187,30 @@ pub fn convert_archives(archives: Vec<Vec<u8>>, out: &Path) -> Result<Converted,
         out,
         &Limits::default(),
     )
+}
+
+/// A layer with one file of some size that does not compress to nothing: compressed, uncompressed.
+pub fn one_file(name: &str, size: usize) -> (Vec<u8>, Vec<u8>) {
+    let data: Vec<u8> = (0..size as u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8 ^ name.as_bytes()[0])
+        .collect();
+    let plain = Archive::new().file(name.as_bytes(), &data).end();
+    (gzip(&plain), plain)
+}
+
+/// A store that uses nobody's credentials.
+pub fn store(data: &Path) -> ImageStore {
+    let options = Options {
+        docker_config: Some(data.join("no-config.json")),
+        ..Options::default()
+    };
+    ImageStore::open(data, options).unwrap()
+}
+
+/// Temporary files below a directory.
+pub fn temporaries(data: &Path) -> usize {
+    let listing = run(Command::new("find").arg(data).args(["-name", ".tmp-*"]));
+    listing.iter().filter(|b| **b == b'\n').count()
 }
 
 /// Writes an OCI layout of layers (compressed bytes, uncompressed bytes).

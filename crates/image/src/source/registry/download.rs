@@ -339,5 +339,7 @@ fn write(
             why: format!("a layer with the digest {actual} instead of {digest}"),
         });
     }
-    temporary.publish(path).map_err(RegistryError::Write)
+    temporary.publish(path).map_err(RegistryError::Write)?;
+    warren_crashpoint::reached("pull.layer-published");
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Verified layers on disk, and the downloads under way: one a digest, whoever wants it.
+//! The downloads under way: one a digest, whoever wants it.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -6,13 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::Semaphore;
 
-use super::{StoreError, publish};
+use super::content::Content;
 use crate::digest::Digest;
 use crate::source::registry::{Client, Download};
 
 #[derive(Debug)]
-pub(super) struct Blobs {
-    directory: PathBuf,
+pub(super) struct Downloads {
     under_way: Mutex<HashMap<Digest, Weak<Download>>>,
     slots: Arc<Semaphore>,
 }
@@ -25,22 +24,22 @@ pub(super) enum Layer {
     Coming(Arc<Download>),
 }
 
-impl Blobs {
-    pub(super) fn new(directory: PathBuf, parallel: usize) -> Self {
-        Blobs {
-            directory,
+impl Downloads {
+    pub(super) fn new(parallel: usize) -> Self {
+        Downloads {
             under_way: Mutex::default(),
             slots: Arc::new(Semaphore::new(parallel.max(1))),
         }
     }
 
-    pub(super) fn path(&self, digest: &Digest) -> PathBuf {
-        self.directory.join(digest.algorithm()).join(digest.hex())
-    }
-
-    /// The layer, or a download of it: the one under way, or a new one.
-    pub(super) fn get_or_start(&self, digest: &Digest, size: u64, client: &Arc<Client>) -> Layer {
-        let path = self.path(digest);
+    /// The layer, or a download of it into `content`: the one under way, or a new one.
+    pub(super) fn get_or_start(
+        &self,
+        content: &Content,
+        digest: &Digest,
+        size: u64,
+        client: &Arc<Client>,
+    ) -> Layer {
         let mut under_way = self
             .under_way
             .lock()
@@ -50,10 +49,8 @@ impl Blobs {
         {
             return Layer::Coming(download);
         }
-        if path
-            .metadata()
-            .is_ok_and(|found| found.is_file() && found.len() == size)
-        {
+        let path = content.path(digest);
+        if content.size(digest) == Some(size) {
             return Layer::Here(path);
         }
         under_way.retain(|_, download| download.strong_count() > 0);
@@ -66,12 +63,5 @@ impl Blobs {
         );
         under_way.insert(digest.clone(), Arc::downgrade(&download));
         Layer::Coming(download)
-    }
-
-    pub(super) fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
-        publish::remove(&self.path(digest)).map_err(|source| StoreError::Disk {
-            what: "removing a layer",
-            source,
-        })
     }
 }
