@@ -8,6 +8,7 @@ use crate::context::{Context, InstanceShared, attachment_spec, disk_path};
 use crate::guest_session::{GuestSession, GuestState};
 use crate::record::HostRecord;
 use crate::steps::{Effect, INTERRUPTED, StepScope};
+use futures::StreamExt;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use warren_core::error::Failure;
 use warren_core::instance::{Desired, Gone, InstanceIntent, InstanceStatus, NetworkChoice};
-use warren_core::planner::{self, GivenUp, GuestSeen, Plan, RunWish, Seen, Step};
+use warren_core::planner::{self, GivenUp, GuestSeen, Plan, RunWish, Seen, Step, Told};
+use warren_core::ports::host_link::{LogQuery, LogSource};
 use warren_core::ports::hypervisor::{HypervisorKind, ProcessIdentity, VmmSeen};
 use warren_core::ports::network::Attachment;
 use warren_core::ports::{Hypervisor, Presence};
@@ -70,6 +72,7 @@ impl Actor {
             started_at: record.started_at,
             restart: record.restart,
             given_up: GivenUp::No,
+            told: Told::Perhaps,
         };
         let mut actor = Actor {
             wishes: shared.wish.subscribe(),
@@ -265,6 +268,9 @@ impl Actor {
         if steps.contains(&Step::StartVmm) {
             self.begin_run();
         }
+        if steps.contains(&Step::BootGuest) {
+            self.seen.told = Told::Perhaps;
+        }
         let scope = StepScope {
             context: &self.context,
             shared: &self.shared,
@@ -368,6 +374,10 @@ impl Actor {
                 self.shared.output_over.send_replace(false);
                 self.seen.vmm = VmmSeen::Running { process };
                 self.seen.guest = GuestSeen::Detached;
+                self.seen.told = match self.seen.told {
+                    Told::No { starts } => Told::No { starts: starts + 1 },
+                    Told::Perhaps => Told::No { starts: 1 },
+                };
             }
             Effect::Attached(session) => {
                 if session.state() == GuestState::Ready && self.record.started_at.is_none() {
@@ -398,17 +408,13 @@ impl Actor {
                 }
             }
             Effect::Ended(exit) => {
+                self.seen.told = Told::Perhaps;
                 self.record.ended = Some((self.record.intent.run, exit.clone()));
                 self.seen.ended = self.record.ended.clone();
                 self.stopped_at = Some(exit.at);
                 if exit.code.is_none() && self.record.started_at.is_none() && self.failure.is_none()
                 {
-                    self.failure = Some(Failure {
-                        class: ErrorClass::Retry,
-                        code: "machine_ended".to_owned(),
-                        message: "the machine ended before it was ready: see its console with warren logs --source console"
-                            .to_owned(),
-                    });
+                    self.failure = Some(machine_ended());
                 }
                 self.drop_session();
             }
@@ -465,6 +471,30 @@ impl Actor {
             }
         }
         self.observe().await;
+        if self.seen.vmm == VmmSeen::Dead && self.record.started_at.is_none() {
+            self.machine_ended_early().await;
+        }
+    }
+
+    /// Whatever step noticed it, this is what happened; the console's last words say why.
+    async fn machine_ended_early(&mut self) {
+        let query = LogQuery {
+            source: LogSource::Console,
+            tail: Some(5),
+            ..LogQuery::default()
+        };
+        let over = watch::channel(true).1;
+        let words = match self.shared.console_log.lines(query, over) {
+            Ok(lines) => {
+                let lines: Vec<String> = lines.map(|line| line.text).collect().await;
+                lines.join(" | ")
+            }
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(instance = %self.record.intent.id, console = words, "the machine ended before its guest was ready");
+        self.failure = Some(machine_ended());
+        // The next start, if there is one, need not wait.
+        self.not_before = None;
     }
 
     fn give_up(&mut self, error: &PortError) {
@@ -615,5 +645,14 @@ impl Actor {
             phases: self.phases.clone(),
             gone,
         });
+    }
+}
+
+fn machine_ended() -> Failure {
+    Failure {
+        class: ErrorClass::Retry,
+        code: "machine_ended".to_owned(),
+        message: "the machine ended before it was ready: see its console with warren logs --source console"
+            .to_owned(),
     }
 }

@@ -47,7 +47,24 @@ pub struct Seen {
     pub restart: RestartStatus,
     /// A step failed for good in this run of this generation: nothing more is tried until the user acts.
     pub given_up: GivenUp,
+    /// Whether anything of the workload can have run on the machine.
+    pub told: Told,
 }
+
+/// Whether the guest's agent was told what to run since its machine was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It was, or that is not known: the end of the machine is the end of the run.
+    Perhaps,
+    /// It was not: when the machine ends, nothing is lost by starting it again.
+    No {
+        /// Machines started for this run so far.
+        starts: u32,
+    },
+}
+
+/// A machine that ends before its guest's agent was told what to run is started so many times in all.
+pub const STARTS: u32 = 3;
 
 /// Whether a start is not tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,6 +216,12 @@ pub fn plan(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> Plan {
     }
     match &seen.vmm {
         VmmSeen::Dead | VmmSeen::ShutDown { .. } => {
+            if let Told::No { starts } = seen.told
+                && starts < STARTS
+                && matches!(run_wish(intent, seen, now), RunWish::Run { .. })
+            {
+                return Plan::Do(vec![Step::DestroyVmm]);
+            }
             // Nobody saw the workload end; the machine is gone all the same.
             if seen.ended.as_ref().is_none_or(|(run, _)| *run < intent.run)
                 && seen.given_up == GivenUp::No

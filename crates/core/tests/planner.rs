@@ -11,7 +11,9 @@ use warren_core::Timestamp;
 use warren_core::id::{Handle, InstanceId};
 use warren_core::image::ImageConfig;
 use warren_core::instance::{Desired, Exit, InstanceIntent, InstanceSpec, NetworkChoice};
-use warren_core::planner::{GivenUp, GuestSeen, Plan, RunWish, Seen, Step, plan, run_wish};
+use warren_core::planner::{
+    GivenUp, GuestSeen, Plan, RunWish, STARTS, Seen, Step, Told, plan, run_wish,
+};
 use warren_core::ports::Presence;
 use warren_core::ports::hypervisor::{ProcessIdentity, VmmSeen};
 use warren_core::restart::{LONGEST_BACKOFF, RestartPolicy, RestartStatus, RestartWhen};
@@ -76,10 +78,14 @@ fn sight() -> BoxedStrategy<Seen> {
         proptest::option::of(moment()),
         prop_oneof![0..6u32, Just(u32::MAX)],
         prop_oneof![4 => Just(GivenUp::No), 1 => Just(GivenUp::Yes)],
+        prop_oneof![
+            1 => Just(Told::Perhaps),
+            1 => (0..6u32).prop_map(|starts| Told::No { starts }),
+        ],
     );
     (things, vmm(), guest(), history)
         .prop_map(|((directory, image, disk, network), vmm, guest, history)| {
-            let (ended, started_at, attempts, given_up) = history;
+            let (ended, started_at, attempts, given_up, told) = history;
             Seen {
                 directory,
                 image,
@@ -94,6 +100,7 @@ fn sight() -> BoxedStrategy<Seen> {
                     ..RestartStatus::default()
                 },
                 given_up,
+                told,
             }
         })
         .boxed()
@@ -206,10 +213,17 @@ impl Host {
                 }
                 // A new attempt of the same run has not ended; the agent forgets how the last one did.
                 seen.ended = None;
+                seen.told = match seen.told {
+                    Told::No { starts } => Told::No {
+                        starts: starts.saturating_add(1),
+                    },
+                    Told::Perhaps => Told::No { starts: 1 },
+                };
                 self.started.push(wish);
             }
             Step::AttachGuest => seen.guest = GuestSeen::Attached,
             Step::BootGuest => {
+                seen.told = Told::Perhaps;
                 seen.guest = GuestSeen::Ready;
                 seen.started_at = Some(self.now);
             }
@@ -234,6 +248,7 @@ impl Host {
                 seen.ended = Some((intent.run, exit));
                 // What was said is said: the session is over.
                 seen.guest = GuestSeen::Detached;
+                seen.told = Told::Perhaps;
             }
             Step::DestroyVmm => {
                 seen.vmm = VmmSeen::Absent;
@@ -462,6 +477,34 @@ proptest! {
     }
 
     #[test]
+    fn a_machine_that_ends_before_its_guest_is_told_anything_is_started_again_a_few_times(
+        mut intent in intent(), mut seen in sight()
+    ) {
+        intent.desired = Desired::Running;
+        intent.spec.restart.when = RestartWhen::Never;
+        intent.run = 1;
+        seen.vmm = VmmSeen::Absent;
+        seen.guest = GuestSeen::Detached;
+        seen.ended = None;
+        seen.given_up = GivenUp::No;
+        seen.told = Told::Perhaps;
+        let mut host = Host::new(seen);
+        for _ in 0..ROUNDS {
+            let Plan::Do(steps) = plan(&intent, &host.seen, host.now) else { break };
+            for step in steps {
+                if step == Step::AttachGuest {
+                    host.seen.vmm = VmmSeen::Dead;
+                } else {
+                    host.carry_out(&intent, step);
+                }
+            }
+        }
+        prop_assert_eq!(host.started.len(), STARTS as usize);
+        prop_assert_eq!(plan(&intent, &host.seen, host.now), Plan::Settled);
+        prop_assert!(host.seen.ended.is_some());
+    }
+
+    #[test]
     fn an_end_is_noted_before_its_machine_goes(intent in intent(), mut seen in sight(), exit in exit()) {
         // Killed after any step, the next look must not run it again.
         seen.guest = GuestSeen::Exited(exit);
@@ -507,6 +550,7 @@ fn a_clock_set_back_does_not_delay_a_restart_for_years() {
         started_at: None,
         restart: RestartStatus::default(),
         given_up: GivenUp::No,
+        told: Told::Perhaps,
     };
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let tree = intent().new_tree(&mut runner).map(|tree| {

@@ -126,3 +126,34 @@ fn a_killed_vmm_is_noticed_and_its_name_is_free_again() {
     server.ok(&["start", "doomed"]);
     assert_eq!(server.ok(&["exec", "doomed", "echo", "again"]), "again\n");
 }
+
+#[test]
+fn a_machine_that_ends_before_its_guest_is_told_anything_is_started_again() {
+    const NAME: &str =
+        "e2e::a_machine_that_ends_before_its_guest_is_told_anything_is_started_again";
+    if let Some(reason) = missing(Mode::Bridge) {
+        return skip(NAME, &reason);
+    }
+    let server = Server::start(Mode::Bridge);
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            server.ok(&[
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                "busybox-web",
+                "echo",
+                "ran",
+            ])
+        });
+        // As early as it can be seen: its kernel has not begun.
+        let pid = eventually("the first machine", 20, || {
+            vmm_pids(&server).first()?.parse::<i32>().ok()
+        });
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        assert_eq!(run.join().unwrap(), "ran\n");
+    });
+    assert!(server.log().contains("ended before its guest was ready"));
+}
