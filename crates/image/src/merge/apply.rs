@@ -6,7 +6,7 @@ use std::io::BufRead;
 use super::path::{self, Last};
 use super::tree::{InodeId, Kind, NodeId, ROOT, Tree};
 use crate::erofs::{
-    Attributes, Content, ErofsError, FileData, Summary, Writer, Xattrs, XattrsBuilder,
+    Attributes, Content, ErofsError, FileData, FileType, Summary, Writer, Xattrs, XattrsBuilder,
 };
 use crate::limits::{LimitExceeded, Limits};
 use crate::tar::{Entry, EntryKind, Reader, TarError};
@@ -76,9 +76,20 @@ pub struct Merge {
     dropped_xattrs: u64,
 }
 
-enum Missing {
-    Create,
-    Leave,
+/// Where a path leads.
+struct Place {
+    /// The last directory on the way that exists.
+    at: NodeId,
+    /// The names below it that are no directories.
+    missing: Vec<Vec<u8>>,
+    /// What has the first of these names.
+    obstacle: Option<NodeId>,
+}
+
+impl Place {
+    fn existing(&self) -> Option<NodeId> {
+        self.missing.is_empty().then_some(self.at)
+    }
 }
 
 impl Merge {
@@ -147,13 +158,13 @@ impl Merge {
         match path::last(name, &path)? {
             Last::Ignored => Ok(()),
             Last::Opaque => {
-                if let Some(directory) = self.resolve(parents, &path, Missing::Leave)? {
+                if let Some(directory) = self.resolve(parents, &path)?.existing() {
                     self.hide_children(directory);
                 }
                 Ok(())
             }
             Last::Whiteout(hidden) => {
-                let found = self.resolve(parents, &path, Missing::Leave)?;
+                let found = self.resolve(parents, &path)?.existing();
                 if let Some(node) = found.and_then(|directory| self.tree.lookup(directory, hidden))
                 {
                     self.hide(node);
@@ -161,9 +172,8 @@ impl Merge {
                 Ok(())
             }
             Last::Name(name) => {
-                let parent = self
-                    .resolve(parents, &path, Missing::Create)?
-                    .ok_or_else(|| MergeError::NotADirectory(lossy(&path)))?;
+                let place = self.resolve(parents, &path)?;
+                let parent = self.ensure(place, &path)?;
                 self.put(parent, name, &path, entry, data)
             }
         }
@@ -261,7 +271,8 @@ impl Merge {
         let components = path::components(target, &self.limits)?;
         let (last, parents) = components.split_last().ok_or_else(wrong)?;
         let found = self
-            .resolve(parents, path, Missing::Leave)?
+            .resolve(parents, path)?
+            .existing()
             .and_then(|directory| self.tree.lookup(directory, last))
             .ok_or_else(wrong)?;
         let Kind::Inode(inode) = self.tree.kind(found) else {
@@ -282,15 +293,14 @@ impl Merge {
         Ok(())
     }
 
-    /// The directory that a path's parents lead to, symbolic links followed inside the image. What is missing is
-    /// created or the answer is `None`. A file of a layer below that stands in the way gives way.
-    fn resolve(
-        &mut self,
-        parents: &[&[u8]],
-        path: &[u8],
-        missing: Missing,
-    ) -> Result<Option<NodeId>, MergeError> {
-        let mut at = ROOT;
+    /// Where a path's parents lead, symbolic links followed inside the image. What does not exist is passed by its
+    /// name alone, `..` behind it takes it back: nothing is made on the way.
+    fn resolve(&self, parents: &[&[u8]], path: &[u8]) -> Result<Place, MergeError> {
+        let mut place = Place {
+            at: ROOT,
+            missing: Vec::new(),
+            obstacle: None,
+        };
         // Components still to go, last first; owned only once a link was met.
         let mut rest: Vec<Vec<u8>> = Vec::new();
         let mut plain = parents.iter();
@@ -300,56 +310,71 @@ impl Merge {
             let name: &[u8] = match (&owned, owned.is_none().then(|| plain.next()).flatten()) {
                 (Some(name), _) => name,
                 (None, Some(name)) => name,
-                (None, None) => return Ok(Some(at)),
+                (None, None) => return Ok(place),
             };
             if name == b".." {
-                at = self.tree.parent(at);
+                match place.missing.pop() {
+                    None => place.at = self.tree.parent(place.at),
+                    Some(_) if place.missing.is_empty() => place.obstacle = None,
+                    Some(_) => {}
+                }
                 continue;
             }
-            let found = self.tree.lookup(at, name);
-            if let Some(node) = found
-                && let Kind::Inode(inode) = self.tree.kind(node)
-            {
-                if self.tree.inode(inode).file_type == crate::erofs::FileType::Symlink {
-                    followed += 1;
-                    if followed > MAX_SYMLINKS {
-                        return Err(MergeError::SymlinkLoop(lossy(path)));
-                    }
-                    let target = self.tree.target(inode);
-                    if target.starts_with(b"/") {
-                        at = ROOT;
-                    }
-                    for part in target.split(|b| *b == b'/').rev() {
-                        if !matches!(part, b"" | b".") {
-                            path::check_name(part)?;
-                            rest.push(part.to_vec());
-                        }
-                    }
-                    continue;
-                }
-                match missing {
-                    Missing::Leave => return Ok(None),
-                    Missing::Create if self.tree.layer(node) == self.layers => {
-                        return Err(MergeError::NotADirectory(lossy(path)));
-                    }
-                    Missing::Create => self.remove_all(node),
-                }
-            } else if let Some(node) = found {
-                at = node;
+            if !place.missing.is_empty() {
+                place.missing.push(name.to_vec());
                 continue;
             }
-            at = match missing {
-                Missing::Leave => return Ok(None),
-                Missing::Create => {
-                    if self.depth(at) >= self.limits.depth {
-                        return Err(LimitExceeded::Depth(self.limits.depth).into());
-                    }
-                    let node = self.tree.add_directory(at, name);
-                    self.tree.touch(node, self.layers);
-                    node
-                }
+            let Some(node) = self.tree.lookup(place.at, name) else {
+                place.missing.push(name.to_vec());
+                continue;
             };
+            let Kind::Inode(inode) = self.tree.kind(node) else {
+                place.at = node;
+                continue;
+            };
+            if self.tree.inode(inode).file_type != FileType::Symlink {
+                place.obstacle = Some(node);
+                place.missing.push(name.to_vec());
+                continue;
+            }
+            followed += 1;
+            if followed > MAX_SYMLINKS {
+                return Err(MergeError::SymlinkLoop(lossy(path)));
+            }
+            let target = self.tree.target(inode);
+            if target.starts_with(b"/") {
+                place.at = ROOT;
+            }
+            for part in target.split(|b| *b == b'/').rev() {
+                if !matches!(part, b"" | b".") {
+                    path::check_name(part)?;
+                    rest.push(part.to_vec());
+                }
+            }
         }
+    }
+
+    /// Makes the directories that are missing on the way to a place. A file of a layer below that stands in the way
+    /// gives way.
+    fn ensure(&mut self, place: Place, path: &[u8]) -> Result<NodeId, MergeError> {
+        let mut at = place.at;
+        if place.missing.is_empty() {
+            return Ok(at);
+        }
+        if self.depth(at) + place.missing.len() > self.limits.depth {
+            return Err(LimitExceeded::Depth(self.limits.depth).into());
+        }
+        if let Some(node) = place.obstacle {
+            if self.tree.layer(node) == self.layers {
+                return Err(MergeError::NotADirectory(lossy(path)));
+            }
+            self.remove_all(node);
+        }
+        for name in &place.missing {
+            at = self.tree.add_directory(at, name);
+        }
+        self.tree.touch(at, self.layers);
+        Ok(at)
     }
 
     /// Links can make paths longer than the names in any archive are.
