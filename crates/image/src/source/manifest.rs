@@ -125,16 +125,30 @@ impl Platform {
         self.variant.as_deref()
     }
 
-    fn accepts(&self, other: &PlatformDocument) -> bool {
-        let variant = |v: &Option<String>, architecture: &str| match (v.as_deref(), architecture) {
-            (Some("") | None, "arm64") => "v8".to_owned(),
-            (v, _) => v.unwrap_or_default().to_owned(),
+    /// How well an image for `other` fits, less being better; `None` when it does not. A variant runs what was built
+    /// for lower ones; where none is asked for, any will do, and the usual one is best.
+    fn distance(&self, other: &PlatformDocument) -> Option<u64> {
+        if self.os != other.os || self.architecture != other.architecture {
+            return None;
+        }
+        let usual = match self.architecture.as_str() {
+            "arm" => "v7",
+            "arm64" => "v8",
+            "amd64" => "v1",
+            _ => "",
         };
-        self.os == other.os
-            && self.architecture == other.architecture
-            && (self.variant.is_none()
-                || variant(&self.variant, &self.architecture)
-                    == variant(&other.variant, &other.architecture))
+        let named =
+            |variant: &Option<String>| variant.clone().filter(|variant| !variant.is_empty());
+        let level = |variant: &str| variant.strip_prefix('v')?.parse::<u32>().ok();
+        let wanted = named(&self.variant);
+        let offered = named(&other.variant).unwrap_or_else(|| usual.to_owned());
+        let target = wanted.clone().unwrap_or_else(|| usual.to_owned());
+        match (level(&target), level(&offered)) {
+            _ if target == offered => Some(0),
+            (Some(target), Some(offered)) if offered < target => Some(u64::from(target - offered)),
+            _ if wanted.is_none() => Some(u64::MAX),
+            _ => None,
+        }
     }
 }
 
@@ -238,8 +252,8 @@ fn choose<'a>(
     platform: &Platform,
     wanted: Wanted,
 ) -> Result<&'a Descriptor, SourceError> {
-    let fitting = |d: &&Descriptor| d.platform.as_ref().is_some_and(|p| platform.accepts(p));
-    if let Some(chosen) = manifests.iter().find(fitting) {
+    let fitting = |d: &'a Descriptor| Some((platform.distance(d.platform.as_ref()?)?, d));
+    if let Some((_, chosen)) = manifests.iter().filter_map(fitting).min_by_key(|(d, _)| *d) {
         return Ok(chosen);
     }
     // Layouts written by hand often name no platform at all.

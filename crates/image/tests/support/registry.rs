@@ -18,6 +18,11 @@ pub struct Registry {
 
 impl Registry {
     pub fn start(work: &Path, auth: &str) -> Self {
+        Registry::start_with(work, auth, None)
+    }
+
+    /// With TLS, where there is a certificate and its key.
+    pub fn start_with(work: &Path, auth: &str, tls: Option<(&Path, &Path)>) -> Self {
         // The port is free when it is given back; another process taking it in between fails the test's start.
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -25,8 +30,12 @@ impl Registry {
             .unwrap()
             .port();
         let config = work.join("registry.yml");
+        let tls = tls.map_or(String::new(), |(certificate, key)| {
+            let (certificate, key) = (certificate.display(), key.display());
+            format!(", tls: {{ certificate: {certificate}, key: {key} }}")
+        });
         let text = format!(
-            "version: 0.1\nlog: {{ accesslog: {{ disabled: false }}, level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: 127.0.0.1:{port}, secret: s }}\n{auth}",
+            "version: 0.1\nlog: {{ accesslog: {{ disabled: false }}, level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: 127.0.0.1:{port}, secret: s{tls} }}\n{auth}",
             work.join("registry").display()
         );
         std::fs::write(&config, text).unwrap();
