@@ -15,6 +15,7 @@ mod collect;
 mod content;
 mod convert;
 mod disks;
+mod documents;
 mod downloads;
 mod error;
 mod from_content;
@@ -40,6 +41,7 @@ use crate::source::manifest::Image;
 use crate::source::registry::{Registries, RegistrySettings};
 use convert::Flights;
 use disks::Disks;
+use documents::Asked;
 use downloads::Downloads;
 use records::{NewRecord, Records};
 
@@ -82,6 +84,7 @@ pub struct ImageStore {
     content: Arc<Content>,
     disks: Arc<Disks>,
     downloads: Downloads,
+    asked: Asked,
     flights: Flights,
     registries: Registries,
     /// One collection at a time.
@@ -109,6 +112,7 @@ impl ImageStore {
             content: Arc::new(Content::new(root.join("blobs"))),
             disks: Arc::new(Disks::new(root.join("disks"))),
             downloads: Downloads::new(options.parallel_layers),
+            asked: Asked::default(),
             flights: Flights::default(),
             registries: Registries::new(
                 options.registries.clone(),

@@ -10,6 +10,7 @@ use warren_core::ports::images::{ProgressSink, PullRequest};
 use warren_crashpoint::reached;
 
 use super::convert::{Copies, Job, Listeners, Work, layer_event};
+use super::documents::Documents;
 use super::downloads::Layer as Found;
 use super::{ImageStore, NewRecord, StoreError, records};
 use crate::pipeline::{ConvertError, LayerInput};
@@ -42,7 +43,8 @@ impl ImageStore {
             .map_err(crate::source::SourceError::from)?;
         let client = Arc::new(client);
         let bytes = client.manifest(&reference).await?;
-        let image = manifest::resolve(client.as_ref(), bytes, &platform, wanted).await?;
+        let documents = Documents::new(&self.content, &self.asked, client.as_ref());
+        let image = manifest::resolve(&documents, bytes, &platform, wanted).await?;
         let _lease = self.content.lease(image.contents());
         resolved(&image, &progress);
         if !self.is_whole(&image) {

@@ -41,7 +41,7 @@ async fn with_basic() -> Server {
     server
 }
 
-/// A registry that wants tokens, which its token server, another host, gives by `grant`. Tokens are `token-N`; those
+/// A registry that wants tokens, which its token server, another host, gives unless `refusal` has one. Tokens are `token-N`; those
 /// below `valid_from` are at their end.
 struct Tokens {
     registry: Server,
@@ -50,7 +50,7 @@ struct Tokens {
 }
 
 impl Tokens {
-    async fn new(grant: impl Fn(&Seen) -> Result<(), Response> + Send + Sync + 'static) -> Self {
+    async fn new(refusal: impl Fn(&Seen) -> Option<Response> + Send + Sync + 'static) -> Self {
         let (registry, server) = (Server::plain().await, Server::plain().await);
         registry.put_image("web", "1", &image());
         let realm = format!("http://{}/token", server.host());
@@ -69,10 +69,10 @@ impl Tokens {
         });
         let given = AtomicUsize::new(0);
         server.rule(usize::MAX, move |seen| {
-            Some(match grant(seen) {
-                Ok(()) => {
+            Some(match refusal(seen) {
+                None => {
                     let number = given.fetch_add(1, Ordering::SeqCst) + 1;
-                    let name = if number % 2 == 0 {
+                    let name = if number.is_multiple_of(2) {
                         "token"
                     } else {
                         "access_token"
@@ -82,7 +82,7 @@ impl Tokens {
                     .to_string()
                     .into_response()
                 }
-                Err(refused) => refused,
+                Some(refused) => refused,
             })
         });
         Tokens {
@@ -175,7 +175,7 @@ async fn one_anonymous_token_serves_all_layers() {
     let tokens = Tokens::new(|seen| {
         assert_eq!(seen.method, Method::GET);
         assert_eq!(seen.header("authorization"), None);
-        Ok(())
+        None
     })
     .await;
     Host::new()
@@ -193,8 +193,8 @@ async fn a_password_goes_to_the_token_server_and_not_to_the_registry() {
     let tokens = Tokens::new(|seen| {
         let right = format!("Basic {}", encoded("user:pass"));
         match seen.header("authorization") == Some(&right) {
-            true => Ok(()),
-            false => Err(StatusCode::UNAUTHORIZED.into_response()),
+            true => None,
+            false => Some(StatusCode::UNAUTHORIZED.into_response()),
         }
     })
     .await;
@@ -228,7 +228,7 @@ async fn an_identity_token_is_exchanged_and_replaced() {
         assert_eq!(seen.field("grant_type").unwrap(), "refresh_token");
         assert_eq!(seen.field("scope").unwrap(), "repository:web:pull");
         assert_eq!(seen.field("service").unwrap(), "the registry");
-        Ok(())
+        None
     })
     .await;
     let (digest, bytes) = image().layer(0);
@@ -261,7 +261,7 @@ async fn an_identity_token_is_exchanged_and_replaced() {
 async fn a_refresh_token_that_has_ended_is_a_denial() {
     let tokens = Tokens::new(|_| {
         let refused = json!({ "error": "invalid_grant" }).to_string();
-        Err((StatusCode::BAD_REQUEST, refused).into_response())
+        Some((StatusCode::BAD_REQUEST, refused).into_response())
     })
     .await;
     let config = json!({ "auths": { tokens.registry.host(): { "identitytoken": "old" } } });
@@ -272,7 +272,7 @@ async fn a_refresh_token_that_has_ended_is_a_denial() {
 
 #[tokio::test]
 async fn a_token_that_ends_in_the_middle_of_a_pull_is_renewed_once() {
-    let tokens = Tokens::new(|_| Ok(())).await;
+    let tokens = Tokens::new(|_| None).await;
     let image = image();
     // All three layers break off, and with that the token ends.
     for at in 0..3 {
@@ -295,8 +295,8 @@ async fn a_token_that_ends_in_the_middle_of_a_pull_is_renewed_once() {
 async fn a_token_server_that_fails_is_asked_again() {
     let times = AtomicUsize::new(0);
     let tokens = Tokens::new(move |_| match times.fetch_add(1, Ordering::SeqCst) {
-        0 => Err(StatusCode::SERVICE_UNAVAILABLE.into_response()),
-        _ => Ok(()),
+        0 => Some(StatusCode::SERVICE_UNAVAILABLE.into_response()),
+        _ => None,
     })
     .await;
     Host::new()
@@ -331,7 +331,7 @@ async fn a_token_server_that_talks_nonsense_is_refused() {
 
 #[tokio::test]
 async fn a_token_that_is_refused_at_once_ends_the_pull() {
-    let tokens = Tokens::new(|_| Ok(())).await;
+    let tokens = Tokens::new(|_| None).await;
     tokens.valid_from.store(usize::MAX, Ordering::SeqCst);
     let host = Host::new();
     host.refused(with(&tokens.registry, "user", "pass"), "registry_denied")
