@@ -17,6 +17,7 @@ pub mod planner;
 pub mod ports;
 pub mod restart;
 pub mod state;
+pub mod storage;
 pub mod units;
 
 pub use error::{ErrorClass, PortError};

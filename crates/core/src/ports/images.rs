@@ -2,6 +2,7 @@
 
 use crate::PortError;
 use crate::image::{ImageProgress, ImageRecord};
+use crate::storage::{ImagesUsage, PruneMode, PruneScope, Pruned, Repair, Verification};
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -96,4 +97,32 @@ pub trait Images: Send + Sync {
     async fn disk(&self, digest: &str) -> Result<PathBuf, PortError>;
     /// Removes the record `id`; its disk too when no other record has the digest and `in_use` does not name it.
     async fn remove(&self, id: &str, in_use: &[String]) -> Result<(), PortError>;
+    /// Looking after what is there.
+    fn upkeep(&self) -> &dyn ImageUpkeep;
+}
+
+/// A prune. What nobody has a record of, but an instance runs from, stays.
+#[derive(Debug, Clone)]
+pub struct PruneRequest {
+    /// How much may go.
+    pub scope: PruneScope,
+    /// Whether it goes.
+    pub mode: PruneMode,
+    /// The digests of the images of all instances, once for each.
+    pub in_use: Vec<String>,
+}
+
+/// Looking after the images that are there.
+#[async_trait]
+pub trait ImageUpkeep: Send + Sync {
+    /// Notes that an instance starts from the image `digest`, for the order in which images go when there is no room.
+    async fn mark_used(&self, digest: &str) -> Result<(), PortError>;
+    /// What the images take. `in_use` are the digests of the images of all instances, once for each.
+    async fn usage(&self, in_use: &[String]) -> Result<ImagesUsage, PortError>;
+    /// Removes what nothing needs. A Conflict (`image_record_damaged`) while a record cannot be read, because nobody knows
+    /// what that one needs.
+    async fn prune(&self, request: PruneRequest) -> Result<Pruned, PortError>;
+    /// Reads everything again that the image of the record `id` is made of, and hashes it. NotFound (`image_not_here`)
+    /// without such a record.
+    async fn verify(&self, id: &str, repair: Repair) -> Result<Verification, PortError>;
 }

@@ -1,224 +1,232 @@
-//! What may go: mark what records and instances reach, sweep the rest.
+//! What may go: mark what records and instances need, sweep the rest.
 //!
-//! A blob or a disk goes when no record reaches it, no instance runs from it, and no operation has a lease on it. One that
+//! A blob or a disk goes when no record needs it, no instance runs from it, and no operation has a lease on it. One that
 //! goes is first given the name of a temporary file, while nobody can begin to need it; then it is removed. Must never:
-//! sweep while a record cannot be read, because nobody knows what that one reaches.
+//! sweep while a record cannot be read, because nobody knows what that one needs.
 
 use std::collections::HashSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
+use tokio::sync::MutexGuard;
+use warren_core::ports::images::PruneRequest;
+use warren_core::storage::{PruneMode, PruneScope, Pruned, PrunedImage};
 use warren_crashpoint::reached;
 
-use super::content::{Collection, Content};
-use super::records::{Listing, Stored};
-use super::{ImageStore, StoreError, disks, publish, records};
-use crate::digest::Digest;
+use super::budget::{self, Candidate};
+use super::content::Collection;
+use super::disks::Disks;
+use super::inventory::{Inventory, Item, Key, Kind, needed_by, roots};
+use super::records::Stored;
+use super::{ImageStore, StoreError, publish, records};
 
-/// What must stay.
+/// Blobs of an interrupted pull wait so long for the next one.
+const STALE: Duration = Duration::from_secs(24 * 3600);
+
+/// What a collection removed, or would.
 #[derive(Debug, Default)]
-pub(super) struct Roots {
-    blobs: HashSet<Digest>,
-    /// By their manifests.
-    disks: HashSet<Digest>,
+struct Swept {
+    disks: usize,
+    blobs: usize,
+    bytes: u64,
 }
 
-impl Roots {
-    /// Everything that records reach, and what instances run from, by the digests of their images.
-    fn of(records: &[Stored], in_use: &[String], content: &Content) -> Self {
-        let mut roots = Roots::default();
-        for stored in records {
-            roots.add_image(stored.record.digest.parse().ok(), content);
-            roots.blobs.extend(stored.configuration.iter().cloned());
-            roots.blobs.extend(stored.layers.iter().cloned());
+impl Swept {
+    fn add(&mut self, (kind, _): &Key, item: &Item) {
+        match kind {
+            Kind::Blob => self.blobs += 1,
+            Kind::Disk => self.disks += 1,
         }
-        for digest in in_use {
-            roots.add_image(digest.parse().ok(), content);
+        self.bytes += item.bytes;
+    }
+}
+
+/// The only collection under way. What anybody had a lease on since it began is spared.
+struct Sweeper<'a> {
+    store: &'a ImageStore,
+    leases: Collection,
+    _only: MutexGuard<'a, ()>,
+}
+
+impl Sweeper<'_> {
+    /// To be begun before the records are read: what is recorded later is leased now, or will be.
+    async fn begin(store: &ImageStore) -> Sweeper<'_> {
+        let only = store.collecting.lock().await;
+        Sweeper {
+            store,
+            leases: store.content.collect(),
+            _only: only,
         }
-        roots
     }
 
-    fn add_image(&mut self, manifest: Option<Digest>, content: &Content) {
-        let Some(manifest) = manifest else {
-            return;
-        };
-        if !self.disks.insert(manifest.clone()) {
-            return;
+    /// All records. Fails when one cannot be read.
+    fn records(&self) -> Result<Vec<Stored>, StoreError> {
+        let listing = self.store.records.list()?;
+        match listing.damaged.into_iter().next() {
+            Some(path) => Err(StoreError::RecordDamaged(path)),
+            None => Ok(listing.readable),
         }
-        self.blobs.extend(named_by(&manifest, content));
-        self.blobs.insert(manifest);
     }
-}
 
-/// The blobs that a manifest names; none when it is not here.
-fn named_by(manifest: &Digest, content: &Content) -> Vec<Digest> {
-    #[derive(Deserialize)]
-    struct Manifest {
-        config: Option<Named>,
-        #[serde(default)]
-        layers: Vec<Named>,
-    }
-    #[derive(Deserialize)]
-    struct Named {
-        digest: Digest,
-    }
-    let Ok(Some(bytes)) = content.document(manifest) else {
-        return Vec::new();
-    };
-    match serde_json::from_slice::<Manifest>(&bytes) {
-        Ok(read) => read
-            .config
-            .into_iter()
-            .chain(read.layers)
-            .map(|named| named.digest)
-            .collect(),
-        Err(_) => Vec::new(),
-    }
-}
-
-/// What can be collected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Blob,
-    Disk,
-}
-
-/// Something that nothing reaches.
-#[derive(Debug, Clone)]
-pub(super) struct Garbage {
-    pub(super) kind: Kind,
-    pub(super) digest: Digest,
-    path: PathBuf,
-    /// That it takes on the file system.
-    pub(super) bytes: u64,
-}
-
-impl ImageStore {
-    /// Removes what nothing reaches, as far as it is `wanted`. Gives what it removed.
-    pub(super) async fn collect(
-        &self,
-        in_use: &[String],
-        wanted: impl Fn(&Garbage) -> bool + Send + 'static,
-    ) -> Result<Vec<Garbage>, StoreError> {
-        let _one_at_a_time = self.collecting.lock().await;
-        // Before the records are read: what is recorded later is leased now, or leased later.
-        let collection = self.content.collect();
-        let Listing { readable, damaged } = self.records.list()?;
-        if let Some(path) = damaged.into_iter().next() {
-            return Err(StoreError::RecordDamaged(path));
-        }
-        let roots = Roots::of(&readable, in_use, &self.content);
-        let places = Places {
-            blobs: self.content.directory().to_owned(),
-            disks: self.disks.directory().to_owned(),
-        };
-        records::blocking("collecting what no image uses", move || {
-            let mut found = places.garbage(&roots)?;
-            found.retain(|garbage| wanted(garbage));
-            found
-                .into_iter()
-                .filter_map(|garbage| sweep(garbage, &collection).transpose())
-                .collect()
+    /// Goes over what `roots` do not need, as far as it is `wanted`.
+    async fn sweep(
+        self,
+        roots: HashSet<Key>,
+        mode: PruneMode,
+        wanted: impl Fn(&Key, &Item) -> bool + Send + 'static,
+    ) -> Result<Swept, StoreError> {
+        let (content, disks) = (self.store.content.clone(), self.store.disks.clone());
+        let leases = self.leases;
+        records::blocking("collecting what no image needs", move || {
+            let inventory = Inventory::read(&content, &disks)?;
+            let mut swept = Swept::default();
+            for (key, item) in inventory.unreferenced(&roots) {
+                if !wanted(key, item) {
+                    continue;
+                }
+                let gone = match mode {
+                    PruneMode::DryRun => leases.unless_leased(&key.1, || ()).is_some(),
+                    PruneMode::Remove => remove(key, item, &leases, &disks)?,
+                };
+                if gone {
+                    swept.add(key, item);
+                }
+            }
+            Ok(swept)
         })
         .await
     }
+}
 
-    /// Collects what a removed record reached, and no more: a pull that was interrupted keeps its layers.
+/// Removes something unless it is needed after all; whether it did.
+fn remove(key: &Key, item: &Item, leases: &Collection, disks: &Disks) -> io::Result<bool> {
+    let set_aside = leases.unless_leased(&key.1, || publish::set_aside(&item.path));
+    let Some(doomed) = set_aside.transpose()?.flatten() else {
+        return Ok(false);
+    };
+    reached("collect.set-aside");
+    publish::remove(&doomed)?;
+    if key.0 == Kind::Disk {
+        disks.unseal(&key.1)?;
+    }
+    reached("collect.removed");
+    Ok(true)
+}
+
+impl ImageStore {
+    pub(super) async fn prune_images(&self, request: PruneRequest) -> Result<Pruned, StoreError> {
+        let sweeper = Sweeper::begin(self).await;
+        let all = sweeper.records()?;
+        let used = |stored: &Stored| request.in_use.contains(&stored.record.digest);
+        let (doomed, pressed): (Vec<&Stored>, bool) = match request.scope {
+            PruneScope::Unreferenced => (Vec::new(), false),
+            PruneScope::Unused => (all.iter().filter(|stored| !used(stored)).collect(), false),
+            PruneScope::Routine => self.over_budget(&all, &request.in_use).await?,
+        };
+        let mut gone: Vec<&Stored> = Vec::new();
+        for stored in doomed {
+            let removed = match request.mode {
+                PruneMode::DryRun => true,
+                PruneMode::Remove => self.records.remove_unchanged(stored).await?,
+            };
+            if removed {
+                reached("prune.record-removed");
+                gone.push(stored);
+            }
+        }
+        let roots = match request.mode {
+            PruneMode::DryRun => {
+                let left = all
+                    .iter()
+                    .filter(|stored| gone.iter().all(|other| other.record.id != stored.record.id));
+                roots(left, &request.in_use, &self.content)
+            }
+            // Others may have come meanwhile.
+            PruneMode::Remove => roots(&sweeper.records()?, &request.in_use, &self.content),
+        };
+        let scope = request.scope;
+        let now = SystemTime::now();
+        let wanted = move |(kind, _): &Key, item: &Item| match (scope, kind) {
+            (PruneScope::Unreferenced | PruneScope::Unused, _) | (_, Kind::Disk) => true,
+            (PruneScope::Routine, Kind::Blob) => {
+                pressed
+                    || now
+                        .duration_since(item.changed)
+                        .is_ok_and(|age| age > STALE)
+            }
+        };
+        let swept = sweeper.sweep(roots, request.mode, wanted).await?;
+        Ok(Pruned {
+            images: gone
+                .into_iter()
+                .map(|stored| PrunedImage {
+                    id: stored.record.id.clone(),
+                    name: stored.record.name.clone(),
+                    digest: stored.record.digest.clone(),
+                })
+                .collect(),
+            disks: swept.disks,
+            blobs: swept.blobs,
+            bytes: swept.bytes,
+        })
+    }
+
+    /// The records that must go for the store to keep within its budget, and whether it does not.
+    async fn over_budget<'a>(
+        &self,
+        all: &'a [Stored],
+        in_use: &[String],
+    ) -> Result<(Vec<&'a Stored>, bool), StoreError> {
+        let Some(budget) = self.options.budget else {
+            return Ok((Vec::new(), false));
+        };
+        let inventory = self.inventory().await?;
+        if inventory.total() <= budget {
+            return Ok((Vec::new(), false));
+        }
+        let roots = roots(all, in_use, &self.content);
+        let unreferenced: u64 = inventory
+            .unreferenced(&roots)
+            .map(|(_, item)| item.bytes)
+            .sum();
+        let candidates: Vec<Candidate> = all
+            .iter()
+            .map(|stored| Candidate {
+                needs: needed_by(stored, &self.content),
+                last_used: self.last_used(stored),
+                stays: in_use.contains(&stored.record.digest),
+            })
+            .collect();
+        let doomed = budget::choose(
+            &candidates,
+            inventory.total().saturating_sub(unreferenced),
+            budget,
+            SystemTime::now(),
+            |key| inventory.bytes(key),
+        );
+        Ok((doomed.into_iter().map(|index| &all[index]).collect(), true))
+    }
+
+    /// Collects what a removed record needed, and no more: a pull that was interrupted keeps its layers.
     pub(super) async fn collect_removed(
         &self,
         removed: &Stored,
         in_use: &[String],
     ) -> Result<(), StoreError> {
-        let disk: Option<Digest> = removed.record.digest.parse().ok();
-        let mut blobs: HashSet<Digest> = removed.layers.iter().cloned().collect();
-        blobs.extend(removed.configuration.iter().cloned());
-        blobs.extend(disk.clone());
-        let wanted = move |garbage: &Garbage| match garbage.kind {
-            Kind::Blob => blobs.contains(&garbage.digest),
-            Kind::Disk => Some(&garbage.digest) == disk.as_ref(),
-        };
-        match self.collect(in_use, wanted).await {
-            Ok(gone) => {
-                let bytes: u64 = gone.iter().map(|garbage| garbage.bytes).sum();
-                tracing::debug!(
-                    files = gone.len(),
-                    bytes,
-                    "removed what the image had for itself"
-                );
-                Ok(())
-            }
+        let sweeper = Sweeper::begin(self).await;
+        let left = match sweeper.records() {
             Err(error @ StoreError::RecordDamaged(_)) => {
-                // The record is gone, as was asked. Its content goes when that one is dealt with.
+                // The record is gone, as was asked. What it needed goes when the damaged one is dealt with.
                 tracing::warn!(%error, "an image's content is left where it is");
-                Ok(())
+                return Ok(());
             }
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// Where everything is.
-struct Places {
-    blobs: PathBuf,
-    disks: PathBuf,
-}
-
-impl Places {
-    fn garbage(&self, roots: &Roots) -> io::Result<Vec<Garbage>> {
-        let mut found = Vec::new();
-        for algorithm in ["sha256", "sha512"] {
-            let parse = |name: &str| format!("{algorithm}:{name}").parse().ok();
-            let directory = self.blobs.join(algorithm);
-            found.extend(all_in(&directory, Kind::Blob, parse, &roots.blobs)?);
-        }
-        found.extend(all_in(
-            &self.disks,
-            Kind::Disk,
-            disks::manifest_of,
-            &roots.disks,
-        )?);
-        Ok(found)
-    }
-}
-
-/// The files of a directory whose names are digests that `roots` does not have.
-fn all_in(
-    directory: &Path,
-    kind: Kind,
-    parse: impl Fn(&str) -> Option<Digest>,
-    roots: &HashSet<Digest>,
-) -> io::Result<Vec<Garbage>> {
-    use std::os::unix::fs::MetadataExt;
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        let digest = entry.file_name().to_str().and_then(&parse);
-        // Another one may have removed it meanwhile.
-        let (Some(digest), Ok(metadata)) = (digest, entry.metadata()) else {
-            continue;
+            left => left?,
         };
-        if !roots.contains(&digest) {
-            found.push(Garbage {
-                kind,
-                digest,
-                path: entry.path(),
-                // st_blocks counts 512 bytes whatever the file system's blocks are.
-                bytes: metadata.blocks() * 512,
-            });
-        }
+        let roots = roots(&left, in_use, &self.content);
+        let needed = needed_by(removed, &self.content);
+        let wanted = move |key: &Key, _: &Item| needed.contains(key);
+        let swept = sweeper.sweep(roots, PruneMode::Remove, wanted).await?;
+        tracing::debug!(?swept, "removed what the image had for itself");
+        Ok(())
     }
-    Ok(found)
-}
-
-/// Removes something unless it is needed after all; `None` then.
-fn sweep(garbage: Garbage, collection: &Collection) -> io::Result<Option<Garbage>> {
-    let set_aside = collection.unless_leased(&garbage.digest, || publish::set_aside(&garbage.path));
-    let Some(doomed) = set_aside.transpose()?.flatten() else {
-        return Ok(None);
-    };
-    reached("collect.set-aside");
-    publish::remove(&doomed)?;
-    reached("collect.removed");
-    Ok(Some(garbage))
 }

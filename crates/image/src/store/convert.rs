@@ -200,6 +200,7 @@ impl Conversion<'_> {
                 reached("convert.layer-published");
             }
         }
+        self.disks.unseal(image.digest()).map_err(writing)?;
         temporary
             .publish_synced(&self.disks.path(image.digest()))
             .map_err(writing)?;

@@ -43,6 +43,9 @@ pub enum StoreError {
     /// One id for several images.
     #[error("the archive has {0} images, which cannot all have one id")]
     OneIdForMany(usize),
+    /// An image of which there is no record.
+    #[error("the image {0} is not on this host")]
+    NotHere(String),
     /// A blob that is needed.
     #[error("the blob {0} is not here")]
     BlobMissing(Digest),
@@ -71,6 +74,7 @@ fn describe(error: &StoreError) -> PortError {
         StoreError::OneIdForMany(_) => {
             PortError::invalid("image_id_ambiguous", text).with_hint("load it without an id")
         }
+        StoreError::NotHere(_) => PortError::not_found("image_not_here", text),
         StoreError::BlobMissing(_) => PortError::not_found("blob_not_here", text),
         StoreError::RecordDamaged(_) => PortError::conflict("image_record_damaged", text)
             .with_hint("nothing is removed while it is there: restore it from a backup, or delete the file and pull its image again"),

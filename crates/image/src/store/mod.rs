@@ -11,6 +11,7 @@
 //! names may be collected, but for what an operation under way has a lease on. Must never: publish a disk whose layers
 //! were not all verified.
 
+mod budget;
 mod collect;
 mod content;
 mod convert;
@@ -19,22 +20,30 @@ mod documents;
 mod downloads;
 mod error;
 mod from_content;
+mod inventory;
 mod keep;
 mod load;
 pub(crate) mod publish;
 mod pull;
 mod records;
+mod usage;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio_util::sync::DropGuard;
 use warren_core::PortError;
 use warren_core::image::ImageRecord;
 use warren_core::ports::Images;
-use warren_core::ports::images::{LoadRequest, ProgressSink, PullRequest};
+use warren_core::ports::images::{
+    ImageUpkeep, LoadRequest, ProgressSink, PruneRequest, PullRequest,
+};
+use warren_core::storage::{ImagesUsage, Pruned, Repair, Verification};
 
+use crate::digest::Digest;
 use crate::limits::Limits;
 use crate::source::Reference;
 use crate::source::manifest::Image;
@@ -62,6 +71,8 @@ pub struct Options {
     pub docker_config: Option<PathBuf>,
     /// How registries are reached.
     pub registries: RegistrySettings,
+    /// Bytes the store may take before images go that no instance uses; `None` for as many as there are.
+    pub budget: Option<u64>,
 }
 
 impl Default for Options {
@@ -72,6 +83,7 @@ impl Default for Options {
             parallel_layers: 6,
             docker_config: None,
             registries: RegistrySettings::of_this_host(),
+            budget: None,
         }
     }
 }
@@ -89,6 +101,7 @@ pub struct ImageStore {
     registries: Registries,
     /// One collection at a time.
     collecting: tokio::sync::Mutex<()>,
+    _stop_sealing: DropGuard,
 }
 
 impl ImageStore {
@@ -107,10 +120,12 @@ impl ImageStore {
                     source,
                 })?;
         }
+        let disks = Arc::new(Disks::new(root.join("disks")));
         Ok(ImageStore {
+            _stop_sealing: disks.stop_on_drop(),
+            disks,
             records: Records::new(root.join("refs")),
             content: Arc::new(Content::new(root.join("blobs"))),
-            disks: Arc::new(Disks::new(root.join("disks"))),
             downloads: Downloads::new(options.parallel_layers),
             asked: Asked::default(),
             flights: Flights::default(),
@@ -153,7 +168,13 @@ impl ImageStore {
                 what: "looking at the new disk",
                 source,
             })?;
-        self.records.put(new, image, size_bytes).await
+        let record = self.records.put(new, image, size_bytes).await?;
+        self.disks.seal_later(image.digest());
+        // It is needed now, whenever its disk was made.
+        if let Err(error) = self.disks.mark_used(image.digest()) {
+            tracing::debug!(image = record.name, %error, "cannot note that an image is used");
+        }
+        Ok(record)
     }
 
     async fn remove_record(&self, id: &str, in_use: &[String]) -> Result<(), StoreError> {
@@ -253,5 +274,33 @@ impl Images for ImageStore {
 
     async fn remove(&self, id: &str, in_use: &[String]) -> Result<(), PortError> {
         Ok(self.remove_record(id, in_use).await?)
+    }
+
+    fn upkeep(&self) -> &dyn ImageUpkeep {
+        self
+    }
+}
+
+#[async_trait]
+impl ImageUpkeep for ImageStore {
+    async fn mark_used(&self, digest: &str) -> Result<(), PortError> {
+        let Ok(manifest) = digest.parse::<Digest>() else {
+            return Ok(());
+        };
+        self.disks
+            .mark_used(&manifest)
+            .map_err(|error| PortError::io("noting that an image is used", error))
+    }
+
+    async fn usage(&self, in_use: &[String]) -> Result<ImagesUsage, PortError> {
+        Ok(self.images_usage(in_use).await?)
+    }
+
+    async fn prune(&self, request: PruneRequest) -> Result<Pruned, PortError> {
+        Ok(self.prune_images(request).await?)
+    }
+
+    async fn verify(&self, id: &str, repair: Repair) -> Result<Verification, PortError> {
+        Ok(self.verify_image(id, repair).await?)
     }
 }

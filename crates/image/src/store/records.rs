@@ -150,6 +150,18 @@ impl Records {
         Ok(Some(stored))
     }
 
+    /// Removes a record unless it says something else by now; whether it did.
+    pub(super) async fn remove_unchanged(&self, known: &Stored) -> Result<bool, StoreError> {
+        let path = self.path(&known.record.id)?;
+        let _writing = self.writing.lock().await;
+        let all = self.list()?.readable;
+        if !all.iter().any(|stored| stored.record == known.record) {
+            return Ok(false);
+        }
+        blocking("removing the image record", move || publish::remove(&path)).await?;
+        Ok(true)
+    }
+
     fn path(&self, id: &str) -> Result<PathBuf, StoreError> {
         check_id(id)?;
         Ok(self.directory.join(format!("{id}.json")))

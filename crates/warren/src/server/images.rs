@@ -8,7 +8,7 @@ use std::sync::Arc;
 use warren_core::PortError;
 use warren_core::error::ErrorClass;
 use warren_core::image::ImageRecord;
-use warren_core::ports::images::{LoadRequest, ProgressSink, PullRequest};
+use warren_core::ports::images::{ImageUpkeep, LoadRequest, ProgressSink, PullRequest};
 use warren_core::ports::{Images, Volumes};
 use warren_image::source::Reference;
 use warren_image::{ImageStore, Options, WritableDisks};
@@ -88,5 +88,9 @@ impl Images for OnlyFrom {
 
     async fn remove(&self, id: &str, in_use: &[String]) -> Result<(), PortError> {
         self.store.remove(id, in_use).await
+    }
+
+    fn upkeep(&self) -> &dyn ImageUpkeep {
+        self.store.upkeep()
     }
 }
