@@ -48,9 +48,9 @@ pub(crate) struct Actor {
     stopped_at: Option<Timestamp>,
     /// The VMM this actor saw last.
     last_process: Option<ProcessIdentity>,
-    /// Consecutive failures of steps, and the time before which none is tried again.
+    /// Consecutive failures of steps, and the time (monotonic) before which none is tried again.
     failures: u32,
-    not_before: Option<Timestamp>,
+    not_before: Option<Duration>,
     phases: BTreeMap<String, u64>,
 }
 
@@ -119,7 +119,10 @@ impl Actor {
             self.publish(&plan);
             match plan {
                 Plan::Do(steps) => self.take(steps).await,
-                Plan::WaitUntil { at, .. } => self.wait(Some(at)).await,
+                Plan::WaitUntil { at, .. } => {
+                    let left = Duration::try_from(at - self.now()).unwrap_or(Duration::ZERO);
+                    self.wait(Some(left)).await;
+                }
                 Plan::Settled if self.record.intent.desired == Desired::Deleted => return,
                 Plan::Settled => self.wait(None).await,
             }
@@ -191,10 +194,10 @@ impl Actor {
             ports.volumes.observe(&disk),
             ports.images.disk(&self.record.intent.image_digest),
         );
-        self.seen.directory = if home.directory.is_dir() {
-            Presence::Present
-        } else {
-            Presence::Absent
+        self.seen.directory = match (home.directory.is_dir(), HostRecord::is_in(&home.directory)) {
+            (true, true) => Presence::Present,
+            (true, false) => Presence::Partial,
+            (false, _) => Presence::Absent,
         };
         let unclear = |what: &str, error: PortError| {
             tracing::warn!(instance = %home.id, %error, "cannot look at the {what}");
@@ -259,10 +262,11 @@ impl Actor {
     }
 
     async fn take(&mut self, steps: Vec<Step>) {
+        let monotonic = self.context.ports.clock.monotonic();
         if let Some(at) = self.not_before.take()
-            && at > self.now()
+            && at > monotonic
         {
-            self.wait(Some(at)).await;
+            self.wait(Some(at - monotonic)).await;
             return;
         }
         if steps.contains(&Step::StartVmm) {
@@ -467,7 +471,7 @@ impl Actor {
                 let pause = RETRY_PAUSE
                     .saturating_mul(1 << self.failures.min(16))
                     .min(LONGEST_PAUSE);
-                self.not_before = Some(self.now() + pause);
+                self.not_before = Some(self.context.ports.clock.monotonic() + pause);
             }
         }
         self.observe().await;
@@ -507,14 +511,9 @@ impl Actor {
         self.write_record();
     }
 
-    /// Until something happens, or `until`.
-    async fn wait(&mut self, until: Option<Timestamp>) {
-        let now = self.now();
-        let pause = until.map_or(RESYNC, |at| {
-            Duration::try_from(at - now)
-                .unwrap_or(Duration::ZERO)
-                .clamp(Duration::from_millis(1), RESYNC)
-        });
+    /// Until something happens, or for this long.
+    async fn wait(&mut self, time: Option<Duration>) {
+        let pause = time.map_or(RESYNC, |time| time.clamp(Duration::from_millis(1), RESYNC));
         let clock = Arc::clone(&self.context.ports.clock);
         let mut guest = self.session.as_ref().map(|session| session.watch());
         let guest_speaks = async {
@@ -543,11 +542,12 @@ impl Actor {
             }
             () = guest_speaks => Woken::Guest,
             () = machine_ends => Woken::Machine,
+            () = self.shared.look_again.notified() => Woken::Machine,
             () = clock.sleep(pause) => Woken::Time,
         };
         match woken {
             Woken::Wish | Woken::Guest => {}
-            Woken::Time if until.is_some() => {}
+            Woken::Time if time.is_some() => {}
             Woken::Machine | Woken::Time => self.observe().await,
         }
     }

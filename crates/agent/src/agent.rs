@@ -3,9 +3,10 @@
 use crate::actor::Actor;
 use crate::adopt;
 use crate::attach;
-use crate::context::{Actors, AgentConfig, Context, InstanceShared, Ports, Sweep, disk_path};
+use crate::context::{Actors, AgentConfig, Context, InstanceShared, Ports, disk_path};
 use crate::guest_session::GuestSession;
 use crate::images::AgentImages;
+use crate::inventory;
 use crate::record::HostRecord;
 use crate::status_board::StatusBoard;
 use crate::sweep;
@@ -17,8 +18,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use warren_core::host::HostReport;
 use warren_core::instance::{Desired, Gone, HypervisorChoice, InstanceIntent, InstanceStatus};
+use warren_core::inventory::Item;
 use warren_core::ports::host_link::{
-    ExecCommand, ExecSession, HostImages, LogLine, LogQuery, LogSource, OutputStream, Usage,
+    ExecCommand, ExecSession, HostImages, HostRecords, HostUpkeep, LogLine, LogQuery, LogSource,
+    OutputStream, RECORD_IN_DOUBT, Usage,
 };
 use warren_core::ports::hypervisor::{HypervisorKind, HypervisorReport};
 use warren_core::ports::network::AttachmentSpec;
@@ -53,7 +56,7 @@ impl Agent {
             })?;
         }
         let images = AgentImages::new(Arc::clone(&ports.images));
-        let records = adopt::records(&config.instances)?;
+        let records = adopt::take_over(&config.instances)?;
         let agent = Arc::new(Agent {
             context: Arc::new(Context {
                 ports,
@@ -232,6 +235,23 @@ impl Agent {
     }
 }
 
+impl AgentLink {
+    /// Instances that are here and not wanted there. An instance is recorded before its host hears of it and
+    /// forgotten after its host has; so one that is unknown means that the record is not the right one.
+    fn unknown_to(&self, intents: &[InstanceIntent]) -> Vec<String> {
+        let wanted: std::collections::BTreeSet<&InstanceId> =
+            intents.iter().map(|intent| &intent.id).collect();
+        self.0
+            .actors()
+            .iter()
+            .filter(|(id, shared)| {
+                !wanted.contains(id) && shared.wish.borrow().desired != Desired::Deleted
+            })
+            .map(|(id, _)| id.to_string())
+            .collect()
+    }
+}
+
 /// [`HostLink`] needs an `Arc` of the agent, because actors outlive the call that starts them.
 pub struct AgentLink(pub Arc<Agent>);
 
@@ -242,26 +262,23 @@ impl HostLink for AgentLink {
     }
 
     async fn sync(&self, intents: Vec<InstanceIntent>) -> Result<(), PortError> {
-        let wanted: std::collections::BTreeSet<InstanceId> =
-            intents.iter().map(|intent| intent.id.clone()).collect();
+        let unknown = self.unknown_to(&intents);
+        if !unknown.is_empty() {
+            self.0.synced.send_replace(false);
+            return Err(PortError::conflict(
+                RECORD_IN_DOUBT,
+                format!(
+                    "instances are here that the record of intent does not know ({})",
+                    unknown.join(", ")
+                ),
+            )
+            .with_hint("`warren system recover` takes them into the record again"));
+        }
         for intent in intents {
             let id = intent.id.clone();
             if let Err(error) = self.0.accept(intent) {
                 tracing::error!(instance = %id, %error, "cannot take over an instance");
             }
-        }
-        if self.0.context.config.sweep == Sweep::Withheld {
-            return Ok(());
-        }
-        let orphans: Vec<Arc<InstanceShared>> = self
-            .0
-            .actors()
-            .iter()
-            .filter(|(id, _)| !wanted.contains(*id))
-            .map(|(_, shared)| Arc::clone(shared))
-            .collect();
-        for orphan in orphans {
-            sweep::remove_orphan(&self.0.context, &orphan);
         }
         self.0.synced.send_replace(true);
         Ok(())
@@ -402,6 +419,38 @@ impl HostLink for AgentLink {
 
     fn images(&self) -> &dyn HostImages {
         &self.0.images
+    }
+
+    fn upkeep(&self) -> &dyn HostUpkeep {
+        self
+    }
+}
+
+#[async_trait]
+impl HostUpkeep for AgentLink {
+    async fn inventory(&self) -> Result<Vec<Item>, PortError> {
+        inventory::take_inventory(&self.0.context.config, &self.0.context.ports).await
+    }
+
+    async fn remove(&self, item: &Item) -> Result<(), PortError> {
+        let owner = item.part.handle().and_then(|handle| {
+            let actors = self.0.actors();
+            actors
+                .values()
+                .find(|shared| shared.home.handle == *handle)
+                .cloned()
+        });
+        // What belongs to an instance is taken away by the one task that owns it: it may have been started
+        // since somebody looked.
+        if let Some(shared) = owner {
+            shared.look_again.notify_one();
+            return Ok(());
+        }
+        inventory::remove(&self.0.context.config, &self.0.context.ports, item).await
+    }
+
+    async fn records(&self) -> Result<HostRecords, PortError> {
+        adopt::host_records(&self.0.context.config.instances)
     }
 }
 

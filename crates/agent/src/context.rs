@@ -7,7 +7,7 @@ use crate::status_board::StatusBoard;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use warren_core::instance::InstanceIntent;
 use warren_core::ports::network::AttachmentSpec;
 use warren_core::ports::{Clock, Hypervisor, Images, InstanceHome, Network, Volumes};
@@ -31,26 +31,16 @@ pub struct Ports {
 /// Where the agent keeps its things.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
+    /// The data directory, of which the others are parts.
+    pub data: PathBuf,
     /// `<data>/instances`: one directory per instance, named by its handle.
     pub instances: PathBuf,
-    /// `<data>/set-aside`: disks of instances that no record of intent knows any more.
+    /// `<data>/set-aside`: disks of instances of which no record can be read any more.
     pub set_aside: PathBuf,
     /// In every name.
     pub installation: InstallationId,
     /// Hypervisors that were asked for and do not work here: name and reason, for the report.
     pub unusable: Vec<(String, String)>,
-    /// Whether what no intent knows may be removed.
-    pub sweep: Sweep,
-}
-
-/// Whether what no intent knows is a leak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sweep {
-    /// It is, and is removed.
-    Allowed,
-    /// The record of intent may be the wrong one (lost, restored, another installation's): nothing is
-    /// removed until somebody has said that it is right.
-    Withheld,
 }
 
 /// What all actors share.
@@ -67,6 +57,8 @@ pub(crate) struct InstanceShared {
     pub(crate) session: watch::Sender<Option<Arc<GuestSession>>>,
     /// Whether no more output is to come: the run is over and no restart is pending.
     pub(crate) output_over: watch::Sender<bool>,
+    /// Makes the actor look at everything anew.
+    pub(crate) look_again: Notify,
     pub(crate) workload_log: LogStore,
     pub(crate) console_log: LogStore,
 }
@@ -80,6 +72,7 @@ impl InstanceShared {
             wish: watch::Sender::new(intent),
             session: watch::Sender::new(None),
             output_over: watch::Sender::new(false),
+            look_again: Notify::new(),
         })
     }
 }

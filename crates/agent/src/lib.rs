@@ -14,6 +14,7 @@ mod console;
 mod context;
 mod guest_session;
 mod images;
+mod inventory;
 mod log_store;
 mod output;
 mod record;
@@ -21,7 +22,8 @@ mod status_board;
 mod steps;
 mod sweep;
 
-pub use adopt::records as recorded_instances;
+pub use adopt::{host_records, recorded_instances};
 pub use agent::{Agent, AgentLink};
-pub use context::{AgentConfig, Ports, Sweep};
+pub use context::{AgentConfig, Ports};
+pub use inventory::{remove as remove_leak, take_inventory};
 pub use record::{HostRecord, RecordError};

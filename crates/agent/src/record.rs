@@ -98,6 +98,11 @@ impl HostRecord {
         }
     }
 
+    /// Whether there is one in `directory`, whole or not.
+    pub(crate) fn is_in(directory: &Path) -> bool {
+        directory.join(FILE).is_file()
+    }
+
     /// Reads the record in `directory`; `None` where there is none.
     ///
     /// # Errors

@@ -1,43 +1,20 @@
-//! The sweep: what carries this installation's id and belongs to no instance is removed; disks are only
-//! set aside.
+//! The sweep: what the kernel holds under this installation's id and belongs to no instance is removed.
+//! It never touches an instance's directory, and so no disk: an instance that is not recorded means that the
+//! record is wrong, and stops the sweep (see [`HostLink::sync`](warren_core::ports::HostLink::sync)).
 
-use crate::context::{Actors, Context, InstanceShared, disk_path};
+use crate::context::{Actors, Context};
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 use warren_core::Handle;
-use warren_core::instance::Desired;
+use warren_core::inventory::Item;
 
 /// Between two looks at what the kernel holds. A leak is removed when two looks in a row found it, so
 /// nothing in the making is ever taken for one.
 const SWEEP: Duration = Duration::from_secs(30);
-
-/// An instance that no intent knows: its machine and network go, its disk is set aside.
-pub(crate) fn remove_orphan(context: &Context, orphan: &InstanceShared) {
-    let home = &orphan.home;
-    let already = orphan.wish.borrow().desired == Desired::Deleted;
-    if !already {
-        let aside = context
-            .config
-            .set_aside
-            .join(format!("{}-{}.ext4", home.handle, home.id));
-        match std::fs::rename(disk_path(home), &aside) {
-            Ok(()) => {
-                tracing::warn!(instance = %home.id, disk = %aside.display(), "unknown instance: its disk is set aside")
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::error!(instance = %home.id, %error, "unknown instance: its disk cannot be set aside, it is left alone");
-                return;
-            }
-        }
-    }
-    orphan.wish.send_modify(|intent| {
-        intent.generation += 1;
-        intent.desired = Desired::Deleted;
-    });
-}
+/// Between the first two: what an earlier process left is gone soon after the next one has started.
+const FIRST: Duration = Duration::from_secs(1);
 
 /// Removes leaks for as long as the agent lives, once intent is known.
 pub(crate) async fn sweep_forever(
@@ -49,6 +26,7 @@ pub(crate) async fn sweep_forever(
         return;
     }
     let mut suspects: BTreeSet<Handle> = BTreeSet::new();
+    let mut pause = FIRST;
     loop {
         let (Some(context), Some(actors)) = (context.upgrade(), actors.upgrade()) else {
             return;
@@ -56,7 +34,8 @@ pub(crate) async fn sweep_forever(
         suspects = sweep_once(&context, &actors, &suspects).await;
         let clock = Arc::clone(&context.ports.clock);
         drop((context, actors));
-        clock.sleep(SWEEP).await;
+        clock.sleep(pause).await;
+        pause = SWEEP;
     }
 }
 
@@ -77,7 +56,8 @@ async fn sweep_once(
     // Asked after the kernel was: whoever came meanwhile is known.
     let known: BTreeSet<Handle> = handles(actors);
     let mut next = BTreeSet::new();
-    for handle in owned.into_iter().filter(|handle| !known.contains(handle)) {
+    let handles: BTreeSet<Handle> = owned.iter().filter_map(owner).collect();
+    for handle in handles.difference(&known).cloned() {
         if !suspects.contains(&handle) {
             next.insert(handle);
             continue;
@@ -92,6 +72,10 @@ async fn sweep_once(
         }
     }
     next
+}
+
+fn owner(item: &Item) -> Option<Handle> {
+    item.part.handle().cloned()
 }
 
 fn handles(actors: &Actors) -> BTreeSet<Handle> {

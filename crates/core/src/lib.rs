@@ -11,6 +11,7 @@ pub mod host;
 pub mod id;
 pub mod image;
 pub mod instance;
+pub mod inventory;
 pub mod network;
 pub mod placement;
 pub mod planner;

@@ -130,6 +130,27 @@ impl Step {
         Step::RemoveDisk,
         Step::RemoveDirectory,
     ];
+
+    /// Its name in logs and in crash points.
+    pub fn name(self) -> &'static str {
+        match self {
+            Step::RecordIntent => "record-intent",
+            Step::EnsureImage => "ensure-image",
+            Step::EnsureDisk => "ensure-disk",
+            Step::EnsureNetwork => "ensure-network",
+            Step::StartVmm => "start-vmm",
+            Step::AttachGuest => "attach-guest",
+            Step::BootGuest => "boot-guest",
+            Step::Pause => "pause",
+            Step::Resume => "resume",
+            Step::ShutDownGuest => "shut-down-guest",
+            Step::RecordExit => "record-exit",
+            Step::DestroyVmm => "destroy-vmm",
+            Step::ReleaseNetwork => "release-network",
+            Step::RemoveDisk => "remove-disk",
+            Step::RemoveDirectory => "remove-directory",
+        }
+    }
 }
 
 /// What to do now.
@@ -243,20 +264,20 @@ pub fn plan(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> Plan {
 }
 
 fn bring_up(intent: &InstanceIntent, seen: &Seen) -> Plan {
-    if seen.directory == Presence::Absent {
+    if seen.directory != Presence::Present {
         return Plan::Do(vec![Step::RecordIntent]);
     }
     let wants_network = intent.spec.network == NetworkChoice::Default;
     match &seen.vmm {
         VmmSeen::Absent => {
             let mut steps = Vec::new();
-            if seen.image == Presence::Absent {
+            if seen.image != Presence::Present {
                 steps.push(Step::EnsureImage);
             }
-            if seen.disk == Presence::Absent {
+            if seen.disk != Presence::Present {
                 steps.push(Step::EnsureDisk);
             }
-            if wants_network && seen.network == Presence::Absent {
+            if wants_network && seen.network != Presence::Present {
                 steps.push(Step::EnsureNetwork);
             }
             if steps.is_empty() {
@@ -268,7 +289,7 @@ fn bring_up(intent: &InstanceIntent, seen: &Seen) -> Plan {
         VmmSeen::Paused { .. } => Plan::Do(vec![Step::Resume]),
         VmmSeen::Running { .. } => {
             let mut steps = Vec::new();
-            if wants_network && seen.network == Presence::Absent {
+            if wants_network && seen.network != Presence::Present {
                 // Adopted after a restart: its listening sockets went with the old process.
                 steps.push(Step::EnsureNetwork);
             }
@@ -292,7 +313,7 @@ fn bring_up(intent: &InstanceIntent, seen: &Seen) -> Plan {
 fn rest(seen: &Seen) -> Plan {
     match (&seen.vmm, &seen.guest) {
         (VmmSeen::Absent, _) => {
-            if seen.network == Presence::Present {
+            if seen.network != Presence::Absent {
                 Plan::Do(vec![Step::ReleaseNetwork])
             } else {
                 Plan::Settled
@@ -311,13 +332,13 @@ fn tear_down(seen: &Seen) -> Plan {
         return Plan::Do(vec![Step::DestroyVmm]);
     }
     let mut steps = Vec::new();
-    if seen.network == Presence::Present {
+    if seen.network != Presence::Absent {
         steps.push(Step::ReleaseNetwork);
     }
-    if seen.disk == Presence::Present {
+    if seen.disk != Presence::Absent {
         steps.push(Step::RemoveDisk);
     }
-    if steps.is_empty() && seen.directory == Presence::Present {
+    if steps.is_empty() && seen.directory != Presence::Absent {
         steps.push(Step::RemoveDirectory);
     }
     if steps.is_empty() {

@@ -32,7 +32,11 @@ fn process() -> ProcessIdentity {
 }
 
 fn presence() -> impl Strategy<Value = Presence> + Clone {
-    prop_oneof![Just(Presence::Present), Just(Presence::Absent)]
+    prop_oneof![
+        Just(Presence::Present),
+        Just(Presence::Partial),
+        Just(Presence::Absent),
+    ]
 }
 
 fn vmm() -> impl Strategy<Value = VmmSeen> {

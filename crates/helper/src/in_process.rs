@@ -135,11 +135,16 @@ fn enable_forwarding() -> Result<(), HelperError> {
 
 async fn list(installation: &Installation) -> Result<Vec<OwnedDevice>, HelperError> {
     let mut devices = Links::open()?.owned(installation).await?;
-    if nft::exists(installation).await? {
+    if let Some(published) = nft::published_ports(installation).await? {
+        let table = installation.table();
         devices.push(OwnedDevice {
-            name: installation.table(),
+            name: table.clone(),
             kind: OwnedKind::Rules,
         });
+        devices.extend(published.into_iter().map(|publish| OwnedDevice {
+            name: table.clone(),
+            kind: OwnedKind::Published(publish),
+        }));
     }
     Ok(devices)
 }

@@ -327,7 +327,15 @@ impl Links {
             let kind = match device.kind {
                 Some(InfoKind::Bridge) if is_ours(&device, installation) => OwnedKind::Bridge,
                 Some(InfoKind::Tun) => match tap_handle(&device, installation) {
-                    Some(handle) => OwnedKind::Tap(handle),
+                    Some(handle) => {
+                        if device.controller.is_some() {
+                            owned.push(OwnedDevice {
+                                name: device.name.clone(),
+                                kind: OwnedKind::Port(handle.clone()),
+                            });
+                        }
+                        OwnedKind::Tap(handle)
+                    }
                     None => continue,
                 },
                 _ => continue,

@@ -30,11 +30,51 @@ pub(crate) async fn delete(installation: &Installation) -> Result<(), HelperErro
     run(&["-f", "-"], &text).await.map(|_| ())
 }
 
-/// Whether the table is there.
-pub(crate) async fn exists(installation: &Installation) -> Result<bool, HelperError> {
-    let wanted = format!("table inet {}", installation.table());
-    let listing = run(&["list", "tables", "inet"], "").await?;
-    Ok(listing.lines().any(|line| line.trim() == wanted))
+/// The published ports that the table has; `None` where there is no table.
+pub(crate) async fn published_ports(
+    installation: &Installation,
+) -> Result<Option<Vec<Publish>>, HelperError> {
+    let table = installation.table();
+    match run(&["-j", "list", "table", "inet", &table], "").await {
+        Ok(listing) => Ok(Some(read_published(&listing))),
+        // What nft says of ENOENT (libnftables, `nft list table` of none).
+        Err(HelperError::Rules { message }) if message.contains("No such file or directory") => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The elements of our maps in nft's JSON (libnftables-json(5)): `[8080, {"concat": ["192.168.100.7", 80]}]`.
+fn read_published(listing: &str) -> Vec<Publish> {
+    let Ok(listing) = serde_json::from_str::<serde_json::Value>(listing) else {
+        return Vec::new();
+    };
+    let mut published = Vec::new();
+    for map in listing["nftables"].as_array().into_iter().flatten() {
+        let map = &map["map"];
+        let transport = match map["name"].as_str() {
+            Some("tcp_to_guest") => Transport::Tcp,
+            Some("udp_to_guest") => Transport::Udp,
+            Some(_) | None => continue,
+        };
+        for element in map["elem"].as_array().into_iter().flatten() {
+            let port = |value: &serde_json::Value| u16::try_from(value.as_u64()?).ok();
+            let target = &element[1]["concat"];
+            let address = target[0].as_str().and_then(|text| text.parse().ok());
+            if let (Some(host_port), Some(guest_address), Some(guest_port)) =
+                (port(&element[0]), address, port(&target[1]))
+            {
+                published.push(Publish {
+                    transport,
+                    host_port,
+                    guest_address,
+                    guest_port,
+                });
+            }
+        }
+    }
+    published
 }
 
 /// The whole rule set of the host, in nft's JSON.
@@ -264,6 +304,19 @@ mod tests {
         more.published
             .extend((9000..9100).map(|host_port| Publish { host_port, ..one }));
         assert_eq!(transaction(&more).lines().count(), text.lines().count());
+    }
+
+    #[test]
+    fn published_ports_are_read_back_from_what_nft_prints() {
+        let printed = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
+            {"table": {"family": "inet", "name": "warren_abcd", "handle": 1}},
+            {"map": {"family": "inet", "name": "tcp_to_guest", "table": "warren_abcd", "type": "inet_service",
+             "handle": 1, "map": "ipv4_addr . inet_service", "elem": [[8080, {"concat": ["192.168.100.7", 80]}]]}},
+            {"map": {"family": "inet", "name": "udp_to_guest", "table": "warren_abcd", "type": "inet_service",
+             "handle": 2, "map": "ipv4_addr . inet_service"}}]}"#;
+        let all = rules(Guests::WholeBridge).published;
+        assert_eq!(read_published(printed), all[..1]);
+        assert_eq!(read_published("not json"), []);
     }
 
     #[test]

@@ -89,7 +89,8 @@ pub enum Verb {
     },
     /// Switches IPv4 forwarding on.
     EnableForwarding,
-    /// Lists every device that carries the installation's id, and whether its rules are there.
+    /// Lists every device that carries the installation's id, whether its rules are there, and which ports they
+    /// publish.
     ListDevices {
         /// Whose.
         installation: Installation,
@@ -207,8 +208,12 @@ pub enum OwnedKind {
     Bridge,
     /// The TAP of an instance.
     Tap(Handle),
+    /// That TAP's place in a bridge.
+    Port(Handle),
     /// The nftables table.
     Rules,
+    /// A published port in it.
+    Published(Publish),
 }
 
 /// What a verb returned, without descriptors.

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use warren_core::host::{NetworkMode, NetworkReport};
+use warren_core::inventory::Item;
 use warren_core::ports::network::{Attachment, AttachmentSpec, Network, NetworkUsage};
 use warren_core::ports::{InstanceHome, Presence};
 use warren_core::{Handle, PortError};
@@ -43,7 +44,7 @@ impl Network for NoNetwork {
         Ok(())
     }
 
-    async fn owned(&self) -> Result<Vec<Handle>, PortError> {
+    async fn owned(&self) -> Result<Vec<Item>, PortError> {
         Ok(Vec::new())
     }
 

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use support::{Process, ask, client, guest_on_tap, in_private_host, run, serve, upstream};
+use warren_core::inventory::{Item, Kind};
 use warren_core::network::{PortMapping, Subnet};
 use warren_core::ports::network::{Attachment, AttachmentSpec, Network};
 use warren_core::ports::{InstanceHome, Presence};
@@ -46,6 +47,27 @@ fn spec(n: u8, name: &str, ports: &[&str]) -> AttachmentSpec {
             .map(|port| port.parse::<PortMapping>().unwrap())
             .collect(),
     }
+}
+
+fn kinds(owned: &[Item], handle: &Handle) -> Vec<Kind> {
+    let of_it = |item: &&Item| item.part.handle() == Some(handle);
+    let mut kinds: Vec<Kind> = owned.iter().filter(of_it).map(|item| item.kind).collect();
+    kinds.sort();
+    kinds
+}
+
+fn taps(owned: &[Item]) -> usize {
+    let tap = |item: &&Item| item.kind == Kind::Device && item.part.handle().is_some();
+    owned.iter().filter(tap).count()
+}
+
+fn published(owned: &[Item]) -> Vec<String> {
+    let published = |item: &&Item| item.kind == Kind::PublishedPort;
+    owned
+        .iter()
+        .filter(published)
+        .map(|item| item.name.clone())
+        .collect()
 }
 
 async fn plug_in(name: &str, spec: &AttachmentSpec, attachment: &Attachment) -> Process {
@@ -241,8 +263,8 @@ fn everything_can_be_repeated_and_nothing_is_left() {
             assert_eq!(run("nft list ruleset"), rules);
             assert_eq!(network.observe(&one).await.unwrap(), Presence::Present);
             assert_eq!(
-                network.owned().await.unwrap(),
-                std::slice::from_ref(&one.home.handle)
+                kinds(&network.owned().await.unwrap(), &one.home.handle),
+                [Kind::Device, Kind::BridgePort]
             );
             network.preflight(&one).await.unwrap();
 
@@ -262,8 +284,8 @@ fn everything_can_be_repeated_and_nothing_is_left() {
             let index = run("ip -o link show type tun");
             drop(network);
             let network = self::network();
-            assert_eq!(network.owned().await.unwrap().len(), 2);
-            assert_eq!(network.observe(&moved).await.unwrap(), Presence::Absent);
+            assert_eq!(taps(&network.owned().await.unwrap()), 2);
+            assert_eq!(network.observe(&moved).await.unwrap(), Presence::Partial);
             // The former task closes its sockets as it ends.
             let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
             while let Err(error) = network.ensure(&moved).await {
@@ -279,14 +301,20 @@ fn everything_can_be_repeated_and_nothing_is_left() {
                 .sweep(&spec(3, "leak", &[]).home.handle)
                 .await
                 .unwrap();
+            let owned = network.owned().await.unwrap();
             assert_eq!(
-                network.owned().await.unwrap(),
-                std::slice::from_ref(&one.home.handle)
+                (taps(&owned), published(&owned)),
+                (1, vec!["8081/tcp to 192.168.77.11:80".to_owned()])
             );
 
+            // A new process that only takes away takes the rules of the old one away too.
+            drop(network);
+            let network = self::network();
             network.release(&one.home).await.unwrap();
             network.release(&one.home).await.unwrap();
-            assert_eq!(network.owned().await.unwrap(), []);
+            let owned = network.owned().await.unwrap();
+            assert_eq!((taps(&owned), published(&owned)), (0, vec![]));
+            assert_eq!(network.observe(&moved).await.unwrap(), Presence::Absent);
             network.tear_down().await.unwrap();
             network.tear_down().await.unwrap();
             assert_eq!(run("ip -o link show"), before);

@@ -6,9 +6,10 @@ use super::BoxStream;
 use super::images::{LoadRequest, PullRequest};
 use crate::PortError;
 use crate::host::HostReport;
-use crate::id::InstanceId;
+use crate::id::{Handle, InstanceId};
 use crate::image::{ImageProgress, ImageRecord};
 use crate::instance::{InstanceIntent, InstanceStatus};
+use crate::inventory::Item;
 use crate::ports::network::AttachmentSpec;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -182,8 +183,9 @@ pub trait HostLink: Send + Sync {
     /// Hands over the newest intent of an instance; older generations are ignored. Returns when it is
     /// accepted, not when it is carried out.
     async fn apply(&self, intent: InstanceIntent) -> Result<(), PortError>;
-    /// Hands over all intents at once after a (re)connection, and thereby allows the sweep: what the
-    /// host has beyond them is a leak.
+    /// Hands over all intents at once after a (re)connection, and thereby allows the sweep: what the kernel
+    /// holds beyond them is a leak. A Conflict ([`RECORD_IN_DOUBT`]) when the host has instances that are not
+    /// among them: then nothing is taken over and nothing is swept.
     async fn sync(&self, intents: Vec<InstanceIntent>) -> Result<(), PortError>;
     /// Every status, as it changes; starts with the current one of every instance.
     async fn statuses(&self) -> Result<BoxStream<InstanceStatus>, PortError>;
@@ -207,6 +209,34 @@ pub trait HostLink: Send + Sync {
     async fn usage(&self, id: &InstanceId) -> Result<Usage, PortError>;
     /// The image side of the host.
     fn images(&self) -> &dyn HostImages;
+    /// What is on the host, and what it remembers.
+    fn upkeep(&self) -> &dyn HostUpkeep;
+}
+
+/// The code of a [`HostLink::sync`] that was refused.
+pub const RECORD_IN_DOUBT: &str = "record_in_doubt";
+
+/// What the host itself remembers of its instances.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostRecords {
+    /// The newest intent it was told of each.
+    pub intents: Vec<InstanceIntent>,
+    /// The runs it has noted as over, by the instance they were of.
+    pub over: Vec<(InstanceId, u64)>,
+    /// Directories whose record cannot be read, and why.
+    pub damaged: Vec<(Handle, String)>,
+}
+
+/// Looking after a host: what is there, and what it remembers.
+#[async_trait]
+pub trait HostUpkeep: Send + Sync {
+    /// Everything on the host that carries this installation's name. Looks only.
+    async fn inventory(&self) -> Result<Vec<Item>, PortError>;
+    /// Takes one thing away that somebody has judged to be a leak. An Unsupported error
+    /// (`not_repairable`) for what is not for a program to remove.
+    async fn remove(&self, item: &Item) -> Result<(), PortError>;
+    /// What the host remembers: enough to rebuild the record of intent.
+    async fn records(&self) -> Result<HostRecords, PortError>;
 }
 
 /// The image side of a host.

@@ -44,6 +44,8 @@ pub struct InstanceHome {
 pub enum Presence {
     /// It is there, whole.
     Present,
-    /// It is not there, or only in part: `ensure_` makes it whole.
+    /// Something of it is there, or may be: `ensure_` makes it whole, and taking away has something to do.
+    Partial,
+    /// Nothing of it is there.
     Absent,
 }

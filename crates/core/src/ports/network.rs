@@ -3,6 +3,7 @@
 use super::{InstanceHome, Presence};
 use crate::PortError;
 use crate::host::NetworkReport;
+use crate::inventory::Item;
 use crate::network::{MacAddress, PortMapping};
 use crate::ports::hypervisor::Nic;
 use async_trait::async_trait;
@@ -59,12 +60,13 @@ pub trait Network: Send + Sync {
     async fn preflight(&self, spec: &AttachmentSpec) -> Result<(), PortError>;
     /// Makes (or re-makes, after a restart) everything of an attachment: device, rules, listening sockets, names.
     async fn ensure(&self, spec: &AttachmentSpec) -> Result<Attachment, PortError>;
-    /// Whether everything of it is there.
+    /// Whether everything of it is there, or something. What an earlier process has left is something.
     async fn observe(&self, spec: &AttachmentSpec) -> Result<Presence, PortError>;
     /// Takes all of it away; succeeds when there is nothing.
     async fn release(&self, home: &InstanceHome) -> Result<(), PortError>;
-    /// The handles of everything on this host that carries this installation's id, for the sweep.
-    async fn owned(&self) -> Result<Vec<crate::Handle>, PortError>;
+    /// Everything of the network on this host that carries this installation's id, as the kernel has it: for the
+    /// sweep and the inventory. Of an instance: [`Part::Network`](crate::inventory::Part::Network).
+    async fn owned(&self) -> Result<Vec<Item>, PortError>;
     /// Removes what `owned` found for a handle that belongs to nothing any more.
     async fn sweep(&self, handle: &crate::Handle) -> Result<(), PortError>;
     /// Removes everything of this installation, bridge and rules included. For a host that runs nothing.

@@ -6,6 +6,7 @@ use super::BoxStream;
 use crate::PortError;
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::path::Path;
 
 /// A counter that every commit raises by one; the first commit makes 1.
 pub type Revision = u64;
@@ -122,4 +123,20 @@ pub trait Store: Send + Sync {
     async fn revision(&self) -> Result<Revision, PortError>;
     /// Records that were found damaged and are set aside; the rest serve.
     async fn damaged(&self) -> Result<Vec<Damaged>, PortError>;
+    /// Looking after the store as a whole, where it is one that can be lost.
+    fn upkeep(&self) -> Option<&dyn StoreUpkeep> {
+        None
+    }
+}
+
+/// Looking after a store that lives in a file of this host.
+#[async_trait]
+pub trait StoreUpkeep: Send + Sync {
+    /// Copies the store, while it is in use, into the new file `path`; returns the last commit the copy holds.
+    /// There is never half a copy under that name.
+    async fn backup_to(&self, path: &Path) -> Result<Revision, PortError>;
+    /// Takes what the store holds as the record of what is, whatever was doubtful about it, durably.
+    async fn accept(&self) -> Result<(), PortError>;
+    /// Forgets the damaged records of this key, once somebody has dealt with them.
+    async fn forget_damaged(&self, key: &str) -> Result<(), PortError>;
 }

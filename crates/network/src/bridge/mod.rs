@@ -26,6 +26,7 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use tokio::sync::{mpsc, oneshot};
 use warren_core::host::{NetworkMode, NetworkReport};
+use warren_core::inventory::Item;
 use warren_core::network::Subnet;
 use warren_core::ports::network::{Attachment, AttachmentSpec, Network, NetworkUsage};
 use warren_core::ports::{InstanceHome, Presence};
@@ -192,7 +193,7 @@ impl Network for BridgeNetwork {
         self.sweep(&home.handle).await
     }
 
-    async fn owned(&self) -> Result<Vec<Handle>, PortError> {
+    async fn owned(&self) -> Result<Vec<Item>, PortError> {
         self.ask(Request::Owned).await?
     }
 

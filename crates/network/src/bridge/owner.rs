@@ -9,14 +9,15 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
+use warren_core::inventory::{Item, Kind, Part};
 use warren_core::network::{MacAddress, PortMapping, Protocol};
 use warren_core::ports::Presence;
 use warren_core::ports::hypervisor::{Nic, NicBackend};
 use warren_core::ports::network::{Attachment, AttachmentSpec, GuestNetwork};
 use warren_core::{ErrorClass, Handle, PortError};
 use warren_helper::{
-    BridgeOwner, Guests, Helper, HelperError, HelperExt, OwnedKind, Publish, RuleSet, Transport,
-    Verb,
+    BridgeOwner, Guests, Helper, HelperError, HelperExt, OwnedDevice, OwnedKind, Publish, RuleSet,
+    Transport, Verb,
 };
 
 use super::{Checked, reachable};
@@ -35,7 +36,7 @@ pub(super) enum Request {
     Ensure(AttachmentSpec, Reply<Attachment>),
     Observe(AttachmentSpec, Reply<Presence>),
     Release(Handle, Reply<()>),
-    Owned(Reply<Vec<Handle>>),
+    Owned(Reply<Vec<Item>>),
     TearDown(Reply<()>),
     Warnings(oneshot::Sender<Vec<String>>),
 }
@@ -136,6 +137,7 @@ impl Owner {
         if pending.is_empty() {
             return;
         }
+        self.take_over_rules().await;
         let written = self.write_rules().await;
         for one in pending {
             match one {
@@ -159,10 +161,23 @@ impl Owner {
         }
     }
 
+    /// Rules of an earlier process hold what is released now, and nobody else will take it out of them.
+    async fn take_over_rules(&mut self) {
+        if self.base.is_some() {
+            return;
+        }
+        let there = self
+            .devices()
+            .await
+            .is_ok_and(|devices| devices.iter().any(|device| device.kind == OwnedKind::Rules));
+        if there && let Err(error) = self.ensure_base().await {
+            tracing::warn!(%error, "the rules of an earlier process stay as they are");
+        }
+    }
+
     async fn write_rules(&self) -> Result<(), HelperError> {
         let Some(base) = &self.base else {
-            // Nothing was attached since this process started. Rules of a former one, if any, stay as they are
-            // until the first attachment: others' ports may be in them.
+            // Nothing was attached since this process started, and there are no rules of an earlier one.
             return Ok(());
         };
         let guests = match base.owner {
@@ -394,45 +409,61 @@ impl Owner {
             .attached
             .get(&spec.home.handle)
             .is_some_and(|one| one.spec == *spec);
-        if !ours {
-            return Ok(Presence::Absent);
-        }
         let handle = helper_handle(&spec.home.handle)?;
+        if !ours {
+            // A cheap look, because it is on the way of every create: an earlier process may have left its TAP.
+            let tap = handle.tap_name(&self.config.installation);
+            let left = self.attached.contains_key(&spec.home.handle)
+                || nix::net::if_::if_nametoindex(tap.as_str()).is_ok();
+            return Ok(if left {
+                Presence::Partial
+            } else {
+                Presence::Absent
+            });
+        }
         let devices = self.devices().await?;
-        let whole = [OwnedKind::Tap(handle), OwnedKind::Rules]
+        let whole = [OwnedKind::Port(handle), OwnedKind::Rules]
             .iter()
-            .all(|kind| devices.contains(kind));
+            .all(|kind| devices.iter().any(|device| device.kind == *kind));
         Ok(if whole {
             Presence::Present
         } else {
-            Presence::Absent
+            Presence::Partial
         })
     }
 
-    async fn devices(&self) -> Result<Vec<OwnedKind>, PortError> {
-        let devices = self
-            .helper
+    async fn devices(&self) -> Result<Vec<OwnedDevice>, PortError> {
+        self.helper
             .list_devices(self.config.installation.clone())
             .await
-            .map_err(from_helper)?;
-        Ok(devices.into_iter().map(|device| device.kind).collect())
+            .map_err(from_helper)
     }
 
-    /// Every handle that a TAP on this host or an entry of ours belongs to.
-    async fn owned(&self) -> Result<Vec<Handle>, PortError> {
-        let mut handles: Vec<Handle> = self.attached.keys().cloned().collect();
-        for kind in self.devices().await? {
-            let OwnedKind::Tap(handle) = kind else {
-                continue;
+    /// Everything of ours that the kernel has.
+    async fn owned(&self) -> Result<Vec<Item>, PortError> {
+        let item = |device: OwnedDevice| {
+            let (kind, part) = match device.kind {
+                OwnedKind::Bridge => (Kind::Device, Part::Installation),
+                OwnedKind::Rules => (Kind::Rules, Part::Installation),
+                OwnedKind::Tap(handle) => (Kind::Device, of_instance(&handle)?),
+                OwnedKind::Port(handle) => (Kind::BridgePort, of_instance(&handle)?),
+                OwnedKind::Published(publish) => {
+                    let part = Part::Published {
+                        address: publish.guest_address,
+                    };
+                    let shown = format!(
+                        "{}/{} to {}:{}",
+                        publish.host_port,
+                        publish.transport,
+                        publish.guest_address,
+                        publish.guest_port
+                    );
+                    return Some(Item::new(Kind::PublishedPort, shown, part));
+                }
             };
-            // A name that is no handle of ours was made by somebody else under our prefix.
-            if let Ok(handle) = handle.as_str().parse() {
-                handles.push(handle);
-            }
-        }
-        handles.sort();
-        handles.dedup();
-        Ok(handles)
+            Some(Item::new(kind, device.name, part))
+        };
+        Ok(self.devices().await?.into_iter().filter_map(item).collect())
     }
 
     /// Forgets an instance here; its sockets close at once.
@@ -471,13 +502,18 @@ impl Owner {
             installation: installation(),
         }];
         match self.devices().await {
-            Ok(devices) => verbs.extend(devices.into_iter().filter_map(|kind| match kind {
-                OwnedKind::Tap(handle) => Some(Verb::DeleteTap {
-                    installation: installation(),
-                    handle,
-                }),
-                OwnedKind::Bridge | OwnedKind::Rules => None,
-            })),
+            Ok(devices) => {
+                verbs.extend(devices.into_iter().filter_map(|device| match device.kind {
+                    OwnedKind::Tap(handle) => Some(Verb::DeleteTap {
+                        installation: installation(),
+                        handle,
+                    }),
+                    OwnedKind::Bridge
+                    | OwnedKind::Port(_)
+                    | OwnedKind::Rules
+                    | OwnedKind::Published(_) => None,
+                }))
+            }
             Err(error) => failed = Some(error),
         }
         verbs.push(Verb::DeleteBridge {
@@ -492,6 +528,13 @@ impl Owner {
         }
         failed.map_or(Ok(()), Err)
     }
+}
+
+/// A name that is no handle of ours was made by somebody else under our prefix.
+fn of_instance(handle: &warren_helper::Handle) -> Option<Part> {
+    Some(Part::Network {
+        handle: handle.as_str().parse().ok()?,
+    })
 }
 
 fn helper_handle(handle: &Handle) -> Result<warren_helper::Handle, PortError> {

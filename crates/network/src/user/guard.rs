@@ -83,6 +83,86 @@ pub(super) fn log_path(directory: &Path) -> PathBuf {
     directory.join("net.log")
 }
 
+fn lock_path(directory: &Path) -> PathBuf {
+    directory.join("net.lock")
+}
+
+/// Everything a guard leaves. The lock goes last: as long as it is there, something may be left.
+pub(super) fn files(directory: &Path) -> [PathBuf; 5] {
+    [
+        socket_path(directory),
+        counters_path(directory),
+        log_path(directory),
+        record_path(directory),
+        lock_path(directory),
+    ]
+}
+
+pub(super) fn read_record(directory: &Path) -> Option<Record> {
+    serde_json::from_slice(&fs::read(record_path(directory)).ok()?).ok()
+}
+
+/// How long a guard that is being looked for may take to show, or to go.
+const FIND: Duration = Duration::from_secs(5);
+
+/// The right to be an instance's guard. It goes with the last copy of the descriptor (flock(2)).
+///
+/// # Errors
+/// The file system's; `WouldBlock` when a guard lives.
+pub(super) fn take_lock(directory: &Path) -> io::Result<fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(lock_path(directory))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
+}
+
+/// Whether a guard of this directory lives, recorded or not.
+fn is_locked(directory: &Path) -> io::Result<bool> {
+    if !lock_path(directory).exists() {
+        return Ok(false);
+    }
+    match take_lock(directory) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends the guard of an instance: the one that is recorded, and one that lives without a record because its
+/// starter died between the two. Blocks.
+pub(super) fn end(directory: &Path) -> io::Result<()> {
+    if let Some(record) = read_record(directory) {
+        process::kill(&record.process)?;
+    }
+    let deadline = Instant::now() + FIND;
+    while is_locked(directory)? {
+        let found = process::find(|argument| {
+            serde_json::from_str::<GuardConfig>(argument)
+                .is_ok_and(|config| config.directory == directory)
+        })?;
+        for process in &found {
+            process::kill(process)?;
+        }
+        if found.is_empty() {
+            // It was forked and is not itself yet.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the network guard cannot be found",
+            ));
+        }
+    }
+    Ok(())
+}
+
 #[derive(Debug, Default)]
 struct Counters {
     received: AtomicU64,
@@ -115,7 +195,7 @@ fn serve(config: &GuardConfig) -> io::Result<()> {
         config: config.clone(),
     };
     let path = record_path(&config.directory);
-    let new = path.with_extension("json.new");
+    let new = config.directory.join(".net.json.new");
     fs::write(&new, serde_json::to_vec(&record)?)?;
     fs::rename(&new, &path)?;
 

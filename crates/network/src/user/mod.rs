@@ -29,6 +29,7 @@ use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use tokio::io::AsyncReadExt;
 use warren_core::host::{NetworkMode, NetworkReport};
+use warren_core::inventory::{Item, Kind, Part};
 use warren_core::network::{MacAddress, PortMapping, Protocol};
 use warren_core::ports::hypervisor::{Nic, NicBackend};
 use warren_core::ports::network::{
@@ -41,7 +42,7 @@ use warren_helper::Helper;
 use crate::bridge::reachable;
 use crate::error::from_helper;
 use crate::publish::{self, PublishedPort};
-use guard::{GuardConfig, Inner, Record};
+use guard::{GuardConfig, Inner, read_record};
 
 pub use guard::run as run_guard;
 
@@ -175,12 +176,14 @@ impl UserNetwork {
         let text = serde_json::to_string(config)
             .map_err(|error| PortError::bug("guard_config", error.to_string()))?;
         let log = fs::File::create(log_path(config)).map_err(failed)?;
+        let lock = guard::take_lock(&config.directory).map_err(failed)?;
         let mut child = tokio::process::Command::new(program)
             .args(leading)
             .arg(text)
             .env_clear()
             .current_dir("/")
-            .stdin(Stdio::null())
+            // Held by the guard for as long as it lives, however it ends: so one without a record is noticed.
+            .stdin(lock)
             .stdout(Stdio::piped())
             .stderr(log)
             .kill_on_drop(false)
@@ -233,12 +236,7 @@ impl UserNetwork {
     async fn release_directory(&self, handle: &Handle, directory: &Path) -> Result<(), PortError> {
         self.live().remove(handle);
         end_guard(directory).await?;
-        for path in [
-            guard::socket_path(directory),
-            guard::counters_path(directory),
-            guard::log_path(directory),
-            guard::record_path(directory),
-        ] {
+        for path in guard::files(directory) {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(PortError::io("remove a file of the guest's network", error));
@@ -331,10 +329,12 @@ impl Network for UserNetwork {
             .live()
             .get(&spec.home.handle)
             .is_some_and(|own| own.spec == *spec);
-        let alive = read_record(&spec.home.directory)
-            .is_some_and(|record| process::is_alive(&record.process));
+        let directory = &spec.home.directory;
+        let alive = read_record(directory).is_some_and(|record| process::is_alive(&record.process));
         Ok(if known && alive {
             Presence::Present
+        } else if known || guard::files(directory).iter().any(|path| path.exists()) {
+            Presence::Partial
         } else {
             Presence::Absent
         })
@@ -344,19 +344,20 @@ impl Network for UserNetwork {
         self.release_directory(&home.handle, &home.directory).await
     }
 
-    async fn owned(&self) -> Result<Vec<Handle>, PortError> {
-        let entries = match fs::read_dir(&self.config.instances) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(PortError::io("list instances' directories", error)),
+    async fn owned(&self) -> Result<Vec<Item>, PortError> {
+        let record = |handle: Handle| {
+            let path = guard::record_path(&self.config.instances.join(handle.as_str()));
+            Item::new(
+                Kind::File,
+                path.display().to_string(),
+                Part::Network { handle },
+            )
         };
-        let mut handles: Vec<Handle> = entries
-            .filter_map(Result::ok)
-            .filter(|entry| guard::record_path(&entry.path()).exists())
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .collect();
-        handles.sort();
-        Ok(handles)
+        Ok(self
+            .attached_directories()?
+            .into_iter()
+            .map(record)
+            .collect())
     }
 
     async fn sweep(&self, handle: &Handle) -> Result<(), PortError> {
@@ -366,7 +367,7 @@ impl Network for UserNetwork {
 
     async fn tear_down(&self) -> Result<(), PortError> {
         let mut failed = None;
-        for handle in self.owned().await? {
+        for handle in self.attached_directories()? {
             if let Err(error) = self.sweep(&handle).await {
                 failed.get_or_insert(error);
             }
@@ -392,6 +393,22 @@ impl Network for UserNetwork {
 }
 
 impl UserNetwork {
+    /// The instances that have a guard's record, alive or not.
+    fn attached_directories(&self) -> Result<Vec<Handle>, PortError> {
+        let entries = match fs::read_dir(&self.config.instances) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(PortError::io("list instances' directories", error)),
+        };
+        let mut handles: Vec<Handle> = entries
+            .filter_map(Result::ok)
+            .filter(|entry| guard::record_path(&entry.path()).exists())
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
+        handles.sort();
+        Ok(handles)
+    }
+
     /// Binds a port that was closed a moment ago: its task may need an instant to let go of it.
     async fn rebind(&self, mapping: &PortMapping) -> Result<Vec<std::os::fd::OwnedFd>, PortError> {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
@@ -444,15 +461,9 @@ fn stack_failure(words: &str) -> PortError {
     PortError::retry("passt_failed", format!("passt did not start: {words}"))
 }
 
-fn read_record(directory: &Path) -> Option<Record> {
-    serde_json::from_slice(&fs::read(guard::record_path(directory)).ok()?).ok()
-}
-
 async fn end_guard(directory: &Path) -> Result<(), PortError> {
-    let Some(record) = read_record(directory) else {
-        return Ok(());
-    };
-    tokio::task::spawn_blocking(move || process::kill(&record.process))
+    let directory = directory.to_owned();
+    tokio::task::spawn_blocking(move || guard::end(&directory))
         .await
         .map_err(|error| PortError::bug("guard_kill", error.to_string()))?
         .map_err(|error| PortError::io("end the guest's network stack", error))

@@ -62,6 +62,38 @@ pub(super) fn kill(wanted: &ProcessIdentity) -> io::Result<()> {
     }
 }
 
+/// The user that guards of a privileged server become.
+const NOBODY: u32 = 65_534;
+
+/// Processes of ours that have an argument of which `wanted` says so. Others' could only pretend.
+pub(super) fn find(wanted: impl Fn(&str) -> bool) -> io::Result<Vec<ProcessIdentity>> {
+    use std::os::unix::fs::MetadataExt;
+    let user = rustix::process::geteuid();
+    let ours = |owner: u32| owner == user.as_raw() || (user.is_root() && owner == NOBODY);
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(entry) = entry else { continue };
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        let Some(before) = pid.and_then(|pid| identity(pid).ok()) else {
+            continue;
+        };
+        let fits = entry.metadata().is_ok_and(|metadata| ours(metadata.uid()))
+            && fs::read(entry.path().join("cmdline")).is_ok_and(|line| {
+                line.split(|byte| *byte == 0)
+                    .filter_map(|argument| std::str::from_utf8(argument).ok())
+                    .any(&wanted)
+            });
+        // The same before and after: all of it was about one process.
+        if fits && identity(before.pid).ok().as_ref() == Some(&before) {
+            found.push(before);
+        }
+    }
+    Ok(found)
+}
+
 /// A pidfd becomes readable when its process has ended.
 fn ended(handle: &OwnedFd, milliseconds: u16) -> bool {
     let mut polled = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
