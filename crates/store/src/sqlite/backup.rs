@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use warren_core::PortError;
 use warren_core::ports::store::Revision;
+use warren_crashpoint::reached;
 
 /// How long a copy may wait for a lock that somebody else holds on the source.
 const ATTEMPTS: u32 = 100;
@@ -44,13 +45,7 @@ fn copy_into(from: &Path, to: &Path, partial: &Path) -> Result<Revision, PortErr
     }
     let failed = |error| from_sqlite("be backed up", error);
     let io = |error| PortError::io("cannot write the backup", error);
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(partial)
-        .map_err(io)?;
+    make_file(partial).map_err(io)?;
     let source = Connection::open_with_flags(
         from,
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -59,23 +54,16 @@ fn copy_into(from: &Path, to: &Path, partial: &Path) -> Result<Revision, PortErr
     schema::configure(&source).map_err(failed)?;
     let mut target = Connection::open(partial).map_err(failed)?;
     step_through(&source, &mut target)?;
-    // A backup is one file: without this it would want its log beside it.
-    target
-        .query_row("PRAGMA journal_mode = DELETE", [], |row| {
-            row.get::<_, String>(0)
-        })
-        .map_err(failed)?;
     let (revision, _) = record::counters(&target).map_err(failed)?;
     meta::set(&target, meta::BACKUP_OF, &revision.to_string())?;
-    target.close().map_err(|(_, error)| failed(error))?;
-    File::open(partial)
-        .and_then(|file| file.sync_all())
-        .map_err(io)?;
+    settle(target, partial)?;
+    reached("backup.copied");
     // A link, unlike a rename, never replaces what has appeared under that name meanwhile.
     std::fs::hard_link(partial, to).map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => exists(),
         _ => io(error),
     })?;
+    reached("backup.named");
     if let Some(directory) = to.parent().filter(|path| !path.as_os_str().is_empty()) {
         File::open(directory)
             .and_then(|directory| directory.sync_all())
@@ -84,7 +72,31 @@ fn copy_into(from: &Path, to: &Path, partial: &Path) -> Result<Revision, PortErr
     Ok(revision)
 }
 
-fn step_through(source: &Connection, target: &mut Connection) -> Result<(), PortError> {
+/// An empty file that its owner alone can read, for SQLite to fill.
+pub(super) fn make_file(path: &Path) -> std::io::Result<()> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+}
+
+/// Makes a finished copy one durable file: without this it would want its log beside it.
+pub(super) fn settle(copy: Connection, path: &Path) -> Result<(), PortError> {
+    let failed = |error| from_sqlite("be copied", error);
+    copy.query_row("PRAGMA journal_mode = DELETE", [], |row| {
+        row.get::<_, String>(0)
+    })
+    .map_err(failed)?;
+    copy.close().map_err(|(_, error)| failed(error))?;
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| PortError::io("cannot write the copy of the store", error))
+}
+
+pub(super) fn step_through(source: &Connection, target: &mut Connection) -> Result<(), PortError> {
     let failed = |error| from_sqlite("be backed up", error);
     let backup = Backup::new(source, target).map_err(failed)?;
     for _ in 0..ATTEMPTS {

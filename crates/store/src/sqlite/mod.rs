@@ -9,8 +9,10 @@ mod lock;
 mod meta;
 mod readers;
 mod record;
+mod restore;
 mod salvage;
 mod schema;
+mod seen;
 mod writer;
 
 use crate::DEFAULT_HISTORY;
@@ -23,6 +25,7 @@ use lock::StoreLock;
 use readers::{Job, Jobs};
 use record::Checked;
 use rusqlite::{Connection, OpenFlags};
+use seen::{Noting, Seen};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -32,11 +35,12 @@ use tokio::sync::{mpsc, oneshot, watch as signal};
 use tokio::time::timeout;
 use warren_core::ports::BoxStream;
 use warren_core::ports::store::{
-    Change, Commit, Damaged, Page, Record, Revision, Store, Transaction,
+    Change, Commit, Damaged, Page, Record, Revision, Store, StoreUpkeep, Transaction,
 };
 use warren_core::{InstallationId, PortError};
 use writer::{Pending, Request, Writer};
 
+pub use restore::restore;
 pub use schema::SCHEMA_VERSION;
 
 /// Requests that may wait for the writer.
@@ -57,9 +61,12 @@ const TAIL_BYTES: usize = 16 << 20;
 /// How a store is opened.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    /// The id kept in the data directory. Written into a store that has none; one that has another
-    /// keeps it, see [`SqliteStore::installation`].
+    /// The id kept in the data directory. A store that has another keeps it, see
+    /// [`SqliteStore::installation`].
     pub installation: Option<InstallationId>,
+    /// What becomes of a store that names no installation: one that is new, or was made by a process that
+    /// did not trust it.
+    pub unowned: Unowned,
     /// How many changes are kept for watchers (up to a tenth more may be).
     pub history: usize,
 }
@@ -68,9 +75,19 @@ impl Default for OpenOptions {
     fn default() -> Self {
         OpenOptions {
             installation: None,
+            unowned: Unowned::Adopt,
             history: DEFAULT_HISTORY,
         }
     }
+}
+
+/// What becomes of a store that names no installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unowned {
+    /// It becomes this installation's.
+    Adopt,
+    /// It stays nobody's until [`SqliteStore::accept`]: where instances exist it cannot be their record.
+    Leave,
 }
 
 /// Where the contents of an opened store come from.
@@ -81,10 +98,18 @@ pub enum Origin {
     /// It was used here before.
     Existing,
     /// It is a backup and knows nothing of what happened after this revision; it stays marked until
-    /// [`SqliteStore::accept_backup`].
+    /// [`SqliteStore::accept`].
     Backup {
         /// The last commit it holds.
         revision: Revision,
+    },
+    /// It is an older copy of what was used here, put in its place behind our back: this data directory has
+    /// seen later commits. Stays so until [`SqliteStore::accept`].
+    Behind {
+        /// The last commit it holds.
+        revision: Revision,
+        /// The last commit that was made here.
+        seen: Revision,
     },
 }
 
@@ -95,7 +120,10 @@ pub struct SqliteStore {
     queues: Arc<RwLock<Option<Queues>>>,
     tail: Arc<Mutex<History>>,
     committed: signal::Receiver<Revision>,
+    /// As the store says.
     installation: Option<InstallationId>,
+    /// As the data directory says.
+    own: Option<InstallationId>,
     origin: Origin,
     /// Yields `None` once every thread has ended.
     threads: tokio::sync::Mutex<mpsc::Receiver<Never>>,
@@ -136,6 +164,7 @@ impl SqliteStore {
         let (alive, threads) = mpsc::channel(1);
         let (answer, opened) = oneshot::channel();
         let store_path = path.clone();
+        let own = options.installation.clone();
         std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || {
@@ -161,6 +190,7 @@ impl SqliteStore {
             tail: opened.tail,
             committed: opened.committed,
             installation: opened.installation,
+            own,
             origin: opened.origin,
             threads: tokio::sync::Mutex::new(threads),
         })
@@ -177,23 +207,26 @@ impl SqliteStore {
         self.origin
     }
 
-    /// Makes the store one of `installation`, as of the next opening too (`warren system recover`).
+    /// Takes what the store holds as the record of what is, whatever was doubtful about it: from the next
+    /// opening on it is [`Origin::Existing`] and this installation's.
     ///
     /// # Errors
     /// What the disk does.
-    pub async fn set_installation(&self, installation: &InstallationId) -> Result<(), PortError> {
-        self.set_meta(meta::INSTALLATION, installation.as_str())
-            .await
-    }
-
-    /// Takes a restored backup as the record of what is: from the next opening on it is
-    /// [`Origin::Existing`].
-    ///
-    /// # Errors
-    /// What the disk does.
-    pub async fn accept_backup(&self) -> Result<(), PortError> {
-        self.ask_writer(|writer| meta::remove(&writer.connection, meta::BACKUP_OF))
-            .await
+    pub async fn accept(&self) -> Result<(), PortError> {
+        let own = self.own.clone();
+        self.ask_writer(move |writer| {
+            if let Some(installation) = &own {
+                meta::set(
+                    &writer.connection,
+                    meta::INSTALLATION,
+                    installation.as_str(),
+                )?;
+            }
+            meta::remove(&writer.connection, meta::BACKUP_OF)?;
+            writer.note_seen();
+            Ok(())
+        })
+        .await
     }
 
     /// A fact about the store itself: not versioned, not watched, at most a few of them.
@@ -402,11 +435,18 @@ fn start(
         .query_row("SELECT count(*) FROM changes", [], |row| row.get(0))
         .map_err(failed)?;
     let opened_installation = settle_installation(&connection, options)?;
+    let mut seen = Seen::open(path)?;
     let origin = match (found, meta::get(&connection, meta::BACKUP_OF)?) {
         (schema::Found::Empty, _) => Origin::New,
-        (schema::Found::Store, None) => Origin::Existing,
         (schema::Found::Store, Some(_)) => Origin::Backup { revision },
+        (schema::Found::Store, None) => match seen.last() {
+            Some(seen) if seen > revision => Origin::Behind { revision, seen },
+            Some(_) | None => Origin::Existing,
+        },
     };
+    if matches!(origin, Origin::New | Origin::Existing) {
+        seen.note(revision);
+    }
     start_readers(path, jobs, &lock, alive)?;
     // Never more than the file has, so that where history begins does not depend on who is asked.
     let tail_changes = options.history.min(TAIL_CHANGES);
@@ -419,6 +459,11 @@ fn start(
         committed,
         history: options.history as u64,
         held: record::from_sql(held),
+        seen,
+        noting: match origin {
+            Origin::New | Origin::Existing => Noting::EachCommit,
+            Origin::Backup { .. } | Origin::Behind { .. } => Noting::NotYet,
+        },
     };
     let opened = Opened {
         tail,
@@ -445,11 +490,11 @@ fn settle_installation(
             .with_hint("restore a backup")
             .with_source(error)
         }),
-        (None, Some(given)) => {
+        (None, Some(given)) if options.unowned == Unowned::Adopt => {
             meta::set(connection, meta::INSTALLATION, given.as_str())?;
             Ok(Some(given.clone()))
         }
-        (None, None) => Ok(None),
+        (None, Some(_) | None) => Ok(None),
     }
 }
 
@@ -532,6 +577,25 @@ impl Store for SqliteStore {
             record::damaged(connection).map_err(|error| from_sqlite("be read", error))
         })
         .await
+    }
+
+    fn upkeep(&self) -> Option<&dyn StoreUpkeep> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl StoreUpkeep for SqliteStore {
+    async fn backup_to(&self, path: &Path) -> Result<Revision, PortError> {
+        SqliteStore::backup_to(self, path).await
+    }
+
+    async fn accept(&self) -> Result<(), PortError> {
+        SqliteStore::accept(self).await
+    }
+
+    async fn forget_damaged(&self, key: &str) -> Result<(), PortError> {
+        SqliteStore::forget_damaged(self, key).await
     }
 }
 

@@ -11,6 +11,7 @@
 use super::error::from_sqlite;
 use super::record::{counters, of_change, of_record, to_sql};
 use super::salvage;
+use super::seen::{Noting, Seen};
 use crate::history::History;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::VecDeque;
@@ -46,6 +47,9 @@ pub(super) struct Writer {
     pub(super) history: u64,
     /// Changes held.
     pub(super) held: u64,
+    /// The last commit, beside the store.
+    pub(super) seen: Seen,
+    pub(super) noting: Noting,
 }
 
 /// A batch that is durable.
@@ -116,7 +120,7 @@ impl Writer {
         }
     }
 
-    fn announce(&self, commits: Vec<(Revision, Vec<Change>)>) {
+    fn announce(&mut self, commits: Vec<(Revision, Vec<Change>)>) {
         let Some(&(last, _)) = commits.last() else {
             return;
         };
@@ -125,7 +129,17 @@ impl Writer {
             tail.push(revision, changes);
         }
         drop(tail);
+        if self.noting == Noting::EachCommit {
+            self.seen.note(last);
+        }
+        warren_crashpoint::reached("store.commit-noted");
         self.committed.send_replace(last);
+    }
+
+    /// What the store holds is the record of what is, from now on.
+    pub(super) fn note_seen(&mut self) {
+        self.noting = Noting::EachCommit;
+        self.seen.note(*self.committed.borrow());
     }
 
     fn apply_all(&mut self, batch: &[Pending]) -> Result<Applied, PortError> {
@@ -137,7 +151,12 @@ impl Writer {
         let finished = match &applied {
             // Nothing was written: nothing to wait for.
             Ok(applied) if applied.commits.is_empty() => self.connection.execute_batch("ROLLBACK"),
-            Ok(_) => self.connection.execute_batch("COMMIT"),
+            Ok(_) => {
+                warren_crashpoint::reached("store.commit-written");
+                let durable = self.connection.execute_batch("COMMIT");
+                warren_crashpoint::reached("store.commit-durable");
+                durable
+            }
             Err(_) => Ok(()),
         };
         // A full disk may already have ended the transaction (sqlite.org/lang_transaction.html, 3.1).
