@@ -87,6 +87,8 @@ codes! {
     NotImplemented = "not_implemented", 501;
     /// The server is stopping, or what it depends on does not answer.
     Unavailable = "unavailable", 503;
+    /// The record of intent may not be that of this host: `warren system recover` rebuilds it.
+    RecordInDoubt = "record_in_doubt", 503;
     /// It did not happen in time; it may still happen.
     TimedOut = "timed_out", 503;
     /// The disk is full.

@@ -30,7 +30,7 @@ pub struct Readiness {
 /// One thing the server depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PartStatus {
-    /// `store`, `host`.
+    /// `store`, `host`, `record`.
     pub name: String,
     /// Whether it works.
     pub ready: bool,

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::net::Ipv4Addr;
+use warren_core::instance::InstanceIntent;
 use warren_core::network::PortMapping;
 use warren_core::ports::store::Record;
 use warren_core::{InstanceId, PortError};
@@ -16,6 +17,17 @@ pub(crate) const STATUSES: &str = "status/";
 pub(crate) const EVENT: &str = "event/latest";
 /// Idempotency records, by tenant and key.
 pub(crate) const IDEMPOTENCY: &str = "idempotency/";
+
+/// What instances hold, each under a key of its own that names its holder: names, DNS labels, addresses, ports.
+pub(crate) const RESERVATIONS: [&str; 4] = ["name/", "slug/", "address/", "port/"];
+
+/// The keys that an instance holds beside its own.
+pub(crate) fn reservations(intent: &InstanceIntent) -> Vec<String> {
+    let mut keys = vec![name(&intent.tenant, &intent.spec.name), slug(&intent.slug)];
+    keys.extend(intent.address.map(address));
+    keys.extend(intent.spec.ports.iter().map(port));
+    keys
+}
 
 pub(crate) fn instance(id: &InstanceId) -> String {
     format!("{INSTANCES}{id}")

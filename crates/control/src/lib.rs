@@ -9,6 +9,7 @@ mod guard;
 pub mod http;
 mod keys;
 mod metrics;
+pub mod records;
 mod serve;
 mod settings;
 

@@ -9,6 +9,8 @@ use warren_core::InstallationId;
 pub struct Settings {
     /// Whose names the host's objects carry.
     pub installation: InstallationId,
+    /// Why the record of intent may not be that of this host, where that is so when it is opened.
+    pub doubt: Option<String>,
     /// Where uploads are spooled: a directory of ours on the data directory's file system.
     pub spool: PathBuf,
     /// Virtual processors promised per processor.
@@ -42,6 +44,7 @@ impl Settings {
     pub fn new(installation: InstallationId, spool: PathBuf) -> Self {
         Settings {
             installation,
+            doubt: None,
             spool,
             vcpu_overcommit: 16,
             pulls: 3,

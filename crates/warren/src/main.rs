@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     }
     let cli::Cli { global, command } = cli::Cli::parse();
     match command {
-        cli::Command::Host(command) => command.run(global.prints_json()),
+        cli::Command::Host(command) => command.run(&global),
         command => client(cli::Cli { global, command }),
     }
 }

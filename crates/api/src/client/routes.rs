@@ -11,6 +11,9 @@ use crate::instance::{
 };
 use crate::problem::Problem;
 use crate::resources::{Health, Readiness, Resources};
+use crate::upkeep::{Check, Recovery};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use reqwest::{Method, RequestBuilder};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +21,9 @@ use warren_core::ports::host_link::{Follow, LogSource};
 
 /// How long a create, start or stop may take before the server answers with what there is.
 const LIFECYCLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// How long looking through or copying everything may take.
+const UPKEEP_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Whether a call returns when its effect can be seen, or at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -118,6 +124,49 @@ impl Client {
     /// See [`ClientError`].
     pub async fn host(&self) -> Result<warren_core::host::HostReport, ClientError> {
         self.json(self.request(Method::GET, &["host"])).await
+    }
+
+    /// `GET /system/check`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn check(&self) -> Result<Check, ClientError> {
+        self.json(self.request(Method::GET, &["system", "check"]))
+            .await
+    }
+
+    /// `POST /system/repair`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn repair(&self) -> Result<Check, ClientError> {
+        let request = self.request(Method::POST, &["system", "repair"]);
+        self.json_within(request, UPKEEP_TIMEOUT).await
+    }
+
+    /// `POST /system/recover`; `missing` is `forget` or `recreate`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn recover(&self, missing: &str) -> Result<Recovery, ClientError> {
+        let query = [("missing", missing.to_owned())];
+        let request = self.request_with(Method::POST, &["system", "recover"], &query);
+        self.json_within(request, UPKEEP_TIMEOUT).await
+    }
+
+    /// `POST /system/backup`: the copy's bytes, as they come.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; also in the stream, where the connection breaks off.
+    pub async fn backup(
+        &self,
+    ) -> Result<impl Stream<Item = Result<Bytes, ClientError>> + use<>, ClientError> {
+        let request = self.request(Method::POST, &["system", "backup"]);
+        let response = self.send(request.timeout(UPKEEP_TIMEOUT)).await?;
+        let base = self.base().clone();
+        Ok(response
+            .bytes_stream()
+            .map(move |chunk| chunk.map_err(|error| ClientError::from_transport(&base, &error))))
     }
 
     async fn page<T: serde::de::DeserializeOwned>(

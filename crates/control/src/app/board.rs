@@ -9,6 +9,9 @@ use warren_core::InstanceId;
 use warren_core::instance::{InstanceIntent, InstanceStatus};
 use warren_core::ports::store::Revision;
 
+/// The revision of what is not in the record: before the first commit.
+pub(crate) const UNRECORDED: Revision = 0;
+
 /// One instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
@@ -74,6 +77,20 @@ impl Board {
         };
         self.wake();
         view
+    }
+
+    /// An intent that the host knows and the record does not, or knows older. Its revision stays what the
+    /// record's is: 0 where there is none.
+    pub(crate) fn put_unrecorded(&self, intent: InstanceIntent) {
+        self.lock()
+            .entry(intent.id.clone())
+            .and_modify(|view| {
+                if view.intent.generation < intent.generation {
+                    view.intent = Arc::new(intent.clone());
+                }
+            })
+            .or_insert_with(|| View::new(intent, UNRECORDED));
+        self.wake();
     }
 
     pub(crate) fn put_status(&self, status: InstanceStatus) {

@@ -21,6 +21,7 @@ use warren_core::ports::InstanceHome;
 use warren_core::ports::network::AttachmentSpec;
 use warren_core::ports::store::{Commit, Guard, Transaction, Write};
 use warren_core::{ErrorClass, Handle, InstanceId, PortError};
+use warren_crashpoint::reached;
 
 /// When a create returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,6 +147,8 @@ impl App {
     async fn record_new(&self, creation: Creation, new: NewInstance) -> Result<View, AppError> {
         // Held from here on: neither the image nor the room may go between the question and the commit.
         let _placing = self.0.placing.lock().await;
+        // A record that is in doubt does not know which names, addresses and ports are taken.
+        self.must_not_doubt()?;
         let image = self.image_for(&new.spec.image).await?;
         if let Some(platform) = &new.platform
             && *platform != image.platform
@@ -197,8 +200,10 @@ impl App {
             let _shared = self.0.link.read().await;
             match self.0.store.commit(transaction).await? {
                 Commit::Done(revision) => {
+                    reached("create.intent-committed");
                     let view = self.0.board.put_intent(intent, revision);
                     self.hand_over(&view.intent).await;
+                    reached("create.handed-over");
                     return Ok(view);
                 }
                 Commit::Refused { guard } => match claims.get(guard) {

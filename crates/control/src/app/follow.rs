@@ -1,5 +1,6 @@
 //! Following the host: load what is recorded, hand it over, persist what comes back, remove what is gone.
 
+use super::board::UNRECORDED;
 use super::{App, Board, View};
 use crate::keys;
 use futures::StreamExt;
@@ -7,12 +8,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use warren_core::event::EventKind;
-use warren_core::instance::{
-    Desired, Gone, InstanceIntent, InstanceStatus, NetworkChoice, Removal,
-};
+use warren_core::instance::{Desired, Gone, InstanceIntent, InstanceStatus, Removal};
+use warren_core::ports::host_link::RECORD_IN_DOUBT;
 use warren_core::ports::store::{Commit, Guard, Transaction, Write};
 use warren_core::state::StateName;
 use warren_core::{InstanceId, PortError};
+use warren_crashpoint::reached;
 
 /// Records read at a time.
 const PAGE: usize = 500;
@@ -113,7 +114,8 @@ impl App {
         }
     }
 
-    async fn follow_once(&self, complete: Complete) -> Result<(), PortError> {
+    /// Tells the host everything that is wanted; nothing while that is in doubt.
+    async fn hand_over_all(&self, complete: Complete) -> Result<(), PortError> {
         {
             let _alone = self.0.link.write().await;
             let intents: Vec<InstanceIntent> = self
@@ -123,8 +125,17 @@ impl App {
                 .iter()
                 .map(|view| (*view.intent).clone())
                 .collect();
+            if self.doubt().is_some() {
+                return self.show_the_hosts_view().await;
+            }
             match complete {
-                Complete::Yes => self.0.host.sync(intents).await?,
+                Complete::Yes => match self.0.host.sync(intents).await {
+                    Err(error) if error.code == RECORD_IN_DOUBT => {
+                        self.begin_to_doubt(error.message);
+                        return self.show_the_hosts_view().await;
+                    }
+                    synced => synced?,
+                },
                 Complete::No => {
                     tracing::error!(
                         "records are damaged: nothing on the host is swept before they are repaired"
@@ -135,6 +146,12 @@ impl App {
                 }
             }
         }
+        Ok(())
+    }
+
+    async fn follow_once(&self, complete: Complete) -> Result<(), PortError> {
+        self.hand_over_all(complete).await?;
+        reached("follow.synced");
         let mut statuses = self.0.host.statuses().await?;
         let _ = self.0.connected.send_replace(Ok(()));
         while let Some(status) = statuses.next().await {
@@ -167,6 +184,10 @@ impl App {
         if gone {
             return self.forget(&status.id).await;
         }
+        if view.revision == UNRECORDED {
+            self.0.board.put_status(status.clone());
+            return Ok(());
+        }
         if *view.status != *status {
             let mut writes = vec![Write::Put(keys::status(&status.id), keys::encode(status))];
             let (from, to) = (view.status.state.name(), status.state.name());
@@ -196,6 +217,7 @@ impl App {
                 self.0.board.remove(&status.id);
                 return Ok(());
             }
+            reached("follow.status-recorded");
             self.0.board.put_status(status.clone());
         }
         if let Some(view) = self.0.board.get(&status.id) {
@@ -214,18 +236,9 @@ impl App {
         let mut writes = vec![
             Write::Delete(keys::instance(id)),
             Write::Delete(keys::status(id)),
-            Write::Delete(keys::name(&intent.tenant, &intent.spec.name)),
-            Write::Delete(keys::slug(&intent.slug)),
         ];
-        writes.extend(
-            intent
-                .address
-                .map(|address| Write::Delete(keys::address(address))),
-        );
-        if intent.spec.network == NetworkChoice::Default {
-            let ports: BTreeSet<String> = intent.spec.ports.iter().map(keys::port).collect();
-            writes.extend(ports.into_iter().map(Write::Delete));
-        }
+        let held: BTreeSet<String> = keys::reservations(intent).into_iter().collect();
+        writes.extend(held.into_iter().map(Write::Delete));
         writes.push(self.event(intent, EventKind::Deleted));
         let commit = self
             .0
@@ -237,6 +250,7 @@ impl App {
             .await?;
         match commit {
             Commit::Done(_) => {
+                reached("delete.record-forgotten");
                 self.0.board.remove(id);
                 Ok(())
             }

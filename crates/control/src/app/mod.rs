@@ -11,6 +11,7 @@ mod images;
 mod lifecycle;
 mod query;
 mod streams;
+mod upkeep;
 mod uploads;
 
 pub use board::View;
@@ -24,9 +25,9 @@ pub use uploads::Upload;
 
 use crate::metrics::Metrics;
 use crate::{Settings, keys};
-use board::Board;
+use board::{Board, UNRECORDED};
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 use tokio::sync::{Mutex, RwLock, watch};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +41,7 @@ use warren_core::ports::{Clock, HostLink, Store};
 use warren_core::restart::{Verdict, decide};
 use warren_core::state::StateName;
 use warren_core::{InstanceId, PortError};
+use warren_crashpoint::reached;
 
 /// Tries against others who change the same record.
 const CONTENTION_TRIES: u32 = 8;
@@ -62,6 +64,8 @@ pub(crate) struct Inner {
     report: host::ReportCache,
     jobs: images::Jobs,
     in_flight: idempotency::InFlight,
+    /// Why the record may not be that of this host, while that is so.
+    doubt: StdMutex<Option<String>>,
     stopping: CancellationToken,
     tasks: TaskTracker,
     connected: watch::Sender<Result<(), String>>,
@@ -82,6 +86,7 @@ impl App {
         let app = App(Arc::new(Inner {
             report: host::ReportCache::default(),
             jobs: images::Jobs::new(settings.pulls),
+            doubt: StdMutex::new(settings.doubt.clone()),
             store,
             host,
             clock,
@@ -175,20 +180,29 @@ impl App {
                 let Some(mut intent) = change(&view)? else {
                     return Ok(view);
                 };
+                if intent.desired != Desired::Deleted {
+                    app.must_not_doubt()?;
+                }
                 intent.generation = view.intent.generation + 1;
+                let guard = match view.revision {
+                    UNRECORDED => Guard::Absent(keys::instance(&id)),
+                    revision => Guard::At(keys::instance(&id), revision),
+                };
                 let _shared = app.0.link.read().await;
                 let commit = app
                     .0
                     .store
                     .commit(Transaction {
-                        guards: vec![Guard::At(keys::instance(&id), view.revision)],
+                        guards: vec![guard],
                         writes: vec![Write::Put(keys::instance(&id), keys::encode(&intent))],
                     })
                     .await?;
                 match commit {
                     Commit::Done(revision) => {
+                        reached("change.intent-committed");
                         let view = app.0.board.put_intent(intent, revision);
                         app.hand_over(&view.intent).await;
+                        reached("change.handed-over");
                         return Ok(view);
                     }
                     Commit::Refused { .. } => app.reload(&id).await?,

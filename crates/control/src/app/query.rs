@@ -238,7 +238,14 @@ impl App {
             ready: state.is_ok(),
             reason: state.err(),
         };
-        let parts = vec![part("store", store), part("host", host)];
+        let record = self.doubt().map_or(Ok(()), |why| {
+            Err(format!("{why}: run `warren system recover`"))
+        });
+        let parts = vec![
+            part("store", store),
+            part("host", host),
+            part("record", record),
+        ];
         Readiness {
             ready: parts.iter().all(|part| part.ready),
             parts,

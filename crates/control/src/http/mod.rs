@@ -11,6 +11,7 @@ mod spec;
 mod sse;
 mod system;
 mod unserved;
+mod upkeep;
 
 use crate::{App, Auth};
 use axum::Router;
@@ -41,6 +42,10 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(system::spec_json))
         .routes(routes!(system::spec_yaml))
         .routes(routes!(system::docs))
+        .routes(routes!(upkeep::check))
+        .routes(routes!(upkeep::repair))
+        .routes(routes!(upkeep::recover))
+        .routes(routes!(upkeep::backup))
         .routes(routes!(sse::events))
         .routes(routes!(instances::list, instances::create))
         .routes(routes!(

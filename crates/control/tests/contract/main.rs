@@ -12,6 +12,7 @@ mod serving;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]
 mod support;
+mod upkeep;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -52,9 +53,19 @@ async fn world() -> World {
 }
 
 async fn world_with(auth: Auth, host: Arc<Host>, store: Arc<MemoryStore>) -> World {
+    world_in_doubt(auth, host, store, None).await
+}
+
+async fn world_in_doubt(
+    auth: Auth,
+    host: Arc<Host>,
+    store: Arc<MemoryStore>,
+    doubt: Option<&str>,
+) -> World {
     let spool = tempfile::tempdir().unwrap();
     let mut settings = Settings::new(InstallationId::from_entropy([1; 3]), spool.path().into());
     settings.start_wait = Duration::from_secs(5);
+    settings.doubt = doubt.map(str::to_owned);
     settings.removal_delay = Duration::from_millis(100);
     let clock = TestClock::new();
     let stopping = CancellationToken::new();

@@ -17,10 +17,12 @@ use warren_core::error::Failure;
 use warren_core::host::{HostReport, NetworkMode, NetworkReport};
 use warren_core::image::{ImageConfig, ImageProgress, ImageRecord};
 use warren_core::instance::{Desired, Exit, Gone, InstanceIntent, InstanceStatus};
+use warren_core::inventory::Item;
 use warren_core::network::Subnet;
 use warren_core::ports::host_link::{
     ExecCommand, ExecInput, ExecOutput, ExecSession, ExecSink, Follow, HostImages, HostLink,
-    ImageImport, ImageUpdate, LogLine, LogQuery, OutputStream, Usage,
+    HostRecords, HostUpkeep, ImageImport, ImageUpdate, LogLine, LogQuery, OutputStream,
+    RECORD_IN_DOUBT, Usage,
 };
 use warren_core::ports::hypervisor::{
     Accelerator, HypervisorKind, HypervisorReport, ProcessIdentity,
@@ -43,6 +45,9 @@ pub(crate) struct Host {
     pub(crate) refuse_applies: Mutex<usize>,
     pub(crate) report: Mutex<HostReport>,
     pub(crate) pulls_held: watch::Sender<bool>,
+    /// What each look at the host finds; the last one is found for ever.
+    pub(crate) looks: Mutex<Vec<Vec<Item>>>,
+    pub(crate) removed: Mutex<Vec<Item>>,
 }
 
 pub(crate) fn now() -> Timestamp {
@@ -123,6 +128,8 @@ impl Host {
                 },
             }),
             pulls_held: watch::Sender::new(false),
+            looks: Mutex::default(),
+            removed: Mutex::default(),
         })
     }
 
@@ -258,6 +265,15 @@ impl HostLink for Host {
     }
 
     async fn sync(&self, intents: Vec<InstanceIntent>) -> Result<(), PortError> {
+        let unknown = Self::lock(&self.intents)
+            .keys()
+            .any(|id| !intents.iter().any(|intent| intent.id == *id));
+        if unknown {
+            return Err(PortError::conflict(
+                RECORD_IN_DOUBT,
+                "instances are here that the record does not know",
+            ));
+        }
         *Self::lock(&self.synced) += 1;
         for intent in intents {
             self.take(intent);
@@ -338,6 +354,37 @@ impl HostLink for Host {
 
     fn images(&self) -> &dyn HostImages {
         self
+    }
+
+    fn upkeep(&self) -> &dyn HostUpkeep {
+        self
+    }
+}
+
+#[async_trait]
+impl HostUpkeep for Host {
+    async fn inventory(&self) -> Result<Vec<Item>, PortError> {
+        let mut looks = Self::lock(&self.looks);
+        Ok(match looks.len() {
+            0 => Vec::new(),
+            1 => looks[0].clone(),
+            _ => looks.remove(0),
+        })
+    }
+
+    async fn remove(&self, item: &Item) -> Result<(), PortError> {
+        Self::lock(&self.looks)
+            .iter_mut()
+            .for_each(|look| look.retain(|one| one != item));
+        Self::lock(&self.removed).push(item.clone());
+        Ok(())
+    }
+
+    async fn records(&self) -> Result<HostRecords, PortError> {
+        Ok(HostRecords {
+            intents: Self::lock(&self.intents).values().cloned().collect(),
+            ..HostRecords::default()
+        })
     }
 }
 

@@ -15,9 +15,12 @@ mod terminal;
 mod text;
 mod values;
 
-pub(crate) use args::{Cli, Command};
+pub(crate) use args::{Cli, Command, Global, OutputFormat};
+pub(crate) use commands::client_of;
+pub(crate) use failure::CliError;
+pub(crate) use output::{Detail, Field, Look, Row};
 
-use output::Output;
+pub(crate) use output::Output;
 use std::process::ExitCode;
 
 /// The whole command line as clap knows it, for completion and documentation.

@@ -4,12 +4,12 @@
 //! ```text
 //! <data>/installation      4 characters, made once
 //! <data>/lock              held by the running server
-//! <data>/store.db          intent (SQLite)
+//! <data>/store.db          intent (SQLite); store.db.seen: the last commit that was made here
 //! <data>/instances/<h>/    one directory per instance: record, disk, logs, sockets
 //! <data>/images/           blobs, disks and records of images
 //! <data>/volumes/          ready-made empty disks
 //! <data>/uploads/          archives on their way in; emptied at start
-//! <data>/set-aside/        disks of instances that no record of intent knows
+//! <data>/set-aside/        what was replaced or can no longer be told whose it is: old stores, disks
 //! ```
 
 use anyhow::Context;
@@ -28,7 +28,23 @@ pub(crate) struct DataDir {
     _lock: File,
 }
 
+/// A server runs on it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "another Warren server (pid {pid}) uses {root}: stop it, or give this one its own --data-dir",
+    root = .root.display()
+)]
+pub(crate) struct Served {
+    pid: String,
+    root: PathBuf,
+}
+
 impl DataDir {
+    /// Whether there is an installation in `root`, served or not. Changes nothing.
+    pub(crate) fn exists(root: &Path) -> bool {
+        root.join("installation").is_file()
+    }
+
     /// Makes what is missing, reads the installation's id, takes the lock.
     ///
     /// # Errors
@@ -59,11 +75,11 @@ impl DataDir {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut pid = String::new();
             let _ = lock.read_to_string(&mut pid);
-            anyhow::bail!(
-                "another Warren server (pid {}) uses {}: stop it, or give this one its own --data-dir",
-                pid.trim(),
-                root.display()
-            );
+            return Err(Served {
+                pid: pid.trim().to_owned(),
+                root,
+            }
+            .into());
         }
         lock.set_len(0)
             .and_then(|()| writeln!(lock, "{}", std::process::id()))

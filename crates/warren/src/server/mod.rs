@@ -1,4 +1,4 @@
-//! `warren server` and what else runs on the host itself: `doctor`, `system clean`.
+//! `warren server` and what else runs on the host itself: `doctor`, `fsck`, `system`.
 
 mod clock;
 mod config;
@@ -6,10 +6,13 @@ mod data_dir;
 mod doctor;
 mod fake_guests;
 mod images;
+mod record;
+mod upkeep;
 mod wire;
 
 use config::ServerFlags;
 
+use crate::cli::Global;
 use anyhow::Context;
 use config::{Config, LogFormat};
 use data_dir::DataDir;
@@ -23,10 +26,8 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use warren_agent::Sweep;
 use warren_control::{App, Auth, Settings};
 use warren_core::ports::Store;
-use warren_store::{OpenOptions, Origin, SqliteStore};
 
 /// How long background work may take to end after the listeners have.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(5);
@@ -69,9 +70,12 @@ pub(crate) enum HostCommand {
     /// instance could run here.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(ServerFlags),
+    #[command(after_help = upkeep::FSCK_EXAMPLES)]
+    Fsck(upkeep::FsckArgs),
     /// Look after this installation
     ///
-    /// Commands for what Warren has on this machine beyond its instances.
+    /// Commands for what Warren has on this machine beyond its instances: its record of what should be, and its
+    /// network.
     System {
         /// What to do.
         #[command(subcommand)]
@@ -90,6 +94,12 @@ pub(crate) enum SystemCommand {
         after_help = "Examples:\n  warren system clean\n  DATA_DIR=/srv/warren warren system clean"
     )]
     Clean(ServerFlags),
+    #[command(after_help = upkeep::RECOVER_EXAMPLES)]
+    Recover(upkeep::RecoverArgs),
+    #[command(after_help = upkeep::BACKUP_EXAMPLES)]
+    Backup(upkeep::BackupArgs),
+    #[command(after_help = upkeep::RESTORE_EXAMPLES)]
+    Restore(upkeep::RestoreArgs),
 }
 
 const SERVER_EXAMPLES: &str = "\
@@ -110,12 +120,16 @@ Examples:
 
 impl HostCommand {
     /// Carries it out.
-    pub(crate) fn run(self, json: bool) -> ExitCode {
+    pub(crate) fn run(self, global: &Global) -> ExitCode {
         let flags = match &self {
             HostCommand::Server(flags) | HostCommand::Doctor(flags) => flags,
-            HostCommand::System {
-                command: SystemCommand::Clean(flags),
-            } => flags,
+            HostCommand::Fsck(args) => &args.server,
+            HostCommand::System { command } => match command {
+                SystemCommand::Clean(flags) => flags,
+                SystemCommand::Recover(args) => &args.server,
+                SystemCommand::Backup(args) => &args.server,
+                SystemCommand::Restore(args) => &args.server,
+            },
         };
         let config = match Config::load(flags) {
             Ok(config) => config,
@@ -134,10 +148,14 @@ impl HostCommand {
                 start_log(&config);
                 block_on(serve(config))
             }
-            HostCommand::Doctor(_) => block_on(doctor::run(config, json)),
-            HostCommand::System {
-                command: SystemCommand::Clean(_),
-            } => block_on(clean_up(config)),
+            HostCommand::Doctor(_) => block_on(doctor::run(config, global.prints_json())),
+            HostCommand::Fsck(args) => upkeep::fsck(&args, config, global),
+            HostCommand::System { command } => match command {
+                SystemCommand::Clean(_) => block_on(clean_up(config)),
+                SystemCommand::Recover(args) => upkeep::recover(&args, config, global),
+                SystemCommand::Backup(args) => upkeep::backup(&args, config, global),
+                SystemCommand::Restore(args) => upkeep::restore(&args, config, global),
+            },
         }
     }
 }
@@ -170,10 +188,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let data = DataDir::open(&config.data_dir)?;
     let listeners = bind(address).await?;
     let stopping = CancellationToken::new();
-    let (store, sweep) = open_store(&data).await?;
-    let (host, clock) = wire::host(&config, &data, sweep)?;
+    let record::Opened { store, doubt } = record::open(&data).await?;
+    let (host, clock) = wire::host(&config, &data)?;
     let mut settings = Settings::new(data.installation.clone(), data.uploads());
     settings.vcpu_overcommit = config.vcpu_overcommit;
+    settings.doubt = doubt;
     let app = App::start(
         store.clone() as Arc<dyn Store>,
         host,
@@ -205,44 +224,6 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     served?;
     tracing::info!("stopped; running instances go on");
     Ok(ExitCode::SUCCESS)
-}
-
-/// Opens intent; decides whether what it does not know may be swept.
-async fn open_store(data: &DataDir) -> anyhow::Result<(Arc<SqliteStore>, Sweep)> {
-    let options = OpenOptions {
-        installation: Some(data.installation.clone()),
-        ..OpenOptions::default()
-    };
-    let store = SqliteStore::open(data.store(), options)
-        .await
-        .map_err(|error| anyhow::anyhow!("{}", error.sentence()))?;
-    let inhabited =
-        std::fs::read_dir(data.instances()).is_ok_and(|mut entries| entries.next().is_some());
-    let foreign = store
-        .installation()
-        .is_some_and(|id| *id != data.installation);
-    let sweep = match store.origin() {
-        Origin::New if inhabited => {
-            tracing::error!(
-                "the store is new but instances exist here: nothing of them is touched; restore the store from a backup"
-            );
-            Sweep::Withheld
-        }
-        Origin::Backup { .. } => {
-            tracing::error!(
-                "the store was restored from a backup: what it does not know is left alone"
-            );
-            Sweep::Withheld
-        }
-        Origin::New | Origin::Existing if foreign => {
-            tracing::error!(
-                "the store belongs to another installation: what it does not know is left alone"
-            );
-            Sweep::Withheld
-        }
-        Origin::New | Origin::Existing => Sweep::Allowed,
-    };
-    Ok((Arc::new(store), sweep))
 }
 
 /// Loopback is two addresses: clients that say `localhost` may try either first.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use warren_agent::{Agent, AgentConfig, AgentLink, Ports, Sweep};
+use warren_agent::{Agent, AgentConfig, AgentLink, Ports};
 use warren_core::network::Subnet;
 use warren_core::ports::hypervisor::HypervisorKind;
 use warren_core::ports::{Clock, HostLink, Hypervisor, Network};
@@ -148,31 +148,39 @@ pub(crate) fn network(config: &Config, data: &Place) -> anyhow::Result<Arc<dyn N
     })
 }
 
-/// The host's side: adapters and the agent over them.
+/// The adapters of this host, and what the agent is told.
 ///
 /// # Errors
 /// When a directory or the network cannot be set up.
-pub(crate) fn host(
-    config: &Config,
-    data: &DataDir,
-    sweep: Sweep,
-) -> anyhow::Result<(Arc<dyn HostLink>, Arc<dyn Clock>)> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+pub(crate) fn adapters(config: &Config, data: &DataDir) -> anyhow::Result<(AgentConfig, Ports)> {
     let (hypervisors, unusable) = hypervisors(config, &data.cache());
     let ports = Ports {
         hypervisors,
         images: super::images::open(config, data)?,
         volumes: super::images::volumes(data)?,
         network: network(config, &data.place())?,
-        clock: Arc::clone(&clock),
+        clock: Arc::new(SystemClock::new()),
     };
     let settings = AgentConfig {
+        data: data.root().to_owned(),
         instances: data.instances(),
         set_aside: data.set_aside(),
         installation: data.installation.clone(),
         unusable,
-        sweep,
     };
+    Ok((settings, ports))
+}
+
+/// The host's side: the agent over its adapters.
+///
+/// # Errors
+/// When a directory or the network cannot be set up.
+pub(crate) fn host(
+    config: &Config,
+    data: &DataDir,
+) -> anyhow::Result<(Arc<dyn HostLink>, Arc<dyn Clock>)> {
+    let (settings, ports) = adapters(config, data)?;
+    let clock = Arc::clone(&ports.clock);
     let agent =
         Agent::start(settings, ports).map_err(|error| anyhow::anyhow!("{}", error.sentence()))?;
     Ok((Arc::new(AgentLink(agent)), clock))

@@ -69,6 +69,14 @@ impl Double {
             .route("/instances/{id}/exec", get(exec))
             .route("/images", get(async || Json(json!([]))).post(pull))
             .route("/images/load", post(load))
+            .route("/system/check", get(async || Json(check())))
+            .route("/system/repair", post(async || Json(json!({
+                "clean": true, "differences": [], "repaired": check()["differences"], "failed": [], "inventory": [],
+            }))))
+            .route("/system/recover", post(async || Json(json!({
+                "recovered": ["web"], "updated": [], "unchanged": ["db"], "forgotten": ["old"], "unreadable": [],
+            }))))
+            .route("/system/backup", post(async || "the whole record".repeat(10_000)))
             .layer(from_fn_with_state(shared.clone(), note))
             .with_state(shared.clone());
         runtime.spawn(async move { axum::serve(listener, app).await });
@@ -88,6 +96,17 @@ impl Double {
     pub(crate) fn bodies(&self) -> Vec<Value> {
         self.shared.with(|seen| seen.bodies.clone())
     }
+}
+
+fn check() -> Value {
+    let leak = json!({"kind": "device", "name": "wtabcdaaaabbbb", "handle": "aaaabbbb"});
+    json!({
+        "clean": false, "repaired": [], "failed": [], "inventory": [leak],
+        "differences": [{
+            "kind": "leaked", "sentence": "network device wtabcdaaaabbbb belongs to no recorded instance",
+            "remedy": "repair", "hint": "`warren fsck --repair` puts it right", "item": leak,
+        }],
+    })
 }
 
 async fn note(State(shared): State<Shared>, request: Request, next: Next) -> Response {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod double;
+mod upkeep;
 
 use double::Double;
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&[&str]; 27] = [
+const COMMANDS: [&[&str]; 32] = [
     &["run"],
     &["exec"],
     &["attach"],
@@ -37,6 +38,11 @@ const COMMANDS: [&[&str]; 27] = [
     &["context", "use"],
     &["context", "rm"],
     &["context", "show"],
+    &["fsck"],
+    &["system", "clean"],
+    &["system", "recover"],
+    &["system", "backup"],
+    &["system", "restore"],
 ];
 
 /// The program, with nothing of this machine's own settings.
@@ -47,6 +53,8 @@ fn warren(home: &std::path::Path) -> Command {
         "WARREN_TOKEN",
         "WARREN_CONTEXT",
         "NO_COLOR",
+        "DATA_DIR",
+        "PORT",
     ] {
         command.env_remove(name);
     }

@@ -30,6 +30,17 @@ pub(crate) type Outcome = Result<u8, CliError>;
 
 /// The server that options, environment and contexts lead to.
 fn session(global: &Global, out: Output) -> Result<Session, CliError> {
+    Ok(Session {
+        client: client_of(global)?,
+        out,
+    })
+}
+
+/// A client of the server that options, environment and contexts lead to.
+///
+/// # Errors
+/// Contexts that cannot be read, an address that is none.
+pub(crate) fn client_of(global: &Global) -> Result<Client, CliError> {
     let explicit = global.server.as_deref().is_some_and(|s| !s.is_empty());
     let contexts = match context::own_file_path() {
         // Where the server is given, a broken or missing contexts file does not matter.
@@ -43,10 +54,7 @@ fn session(global: &Global, out: Output) -> Result<Session, CliError> {
         global.context.as_deref(),
         &contexts,
     )?;
-    Ok(Session {
-        client: Client::new(&target.server, target.token)?,
-        out,
-    })
+    Ok(Client::new(&target.server, target.token)?)
 }
 
 /// The exit code of Warren's own failures in a command.
