@@ -1,6 +1,8 @@
 //! What an image may ask of a host. Everything a layer says is hostile: each number here has a typed refusal.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
 
 /// Bounds on one conversion. The defaults let every ordinary image pass and keep the memory of a conversion
 /// below 256 MiB.
@@ -47,7 +49,7 @@ impl Default for Limits {
             ratio_from: 1 << 30,
             xattr_bytes: 64 << 10,
             header_bytes: 1 << 20,
-            tree_memory: 128 << 20,
+            tree_memory: 96 << 20,
             layers: 512,
             time: Duration::from_secs(3600),
         }
@@ -90,4 +92,63 @@ pub enum LimitExceeded {
     /// See [`Limits::time`].
     #[error("the conversion took longer than {0:?}")]
     Time(Duration),
+}
+
+/// Why something that is measured has to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    Limit(LimitExceeded),
+    Cancelled,
+}
+
+/// Watches uncompressed bytes come, from one source after the other.
+#[derive(Debug)]
+pub(crate) struct Meter<'a> {
+    limits: &'a Limits,
+    stop: &'a CancellationToken,
+    started: Instant,
+    unpacked: u64,
+}
+
+impl<'a> Meter<'a> {
+    /// The time starts now.
+    pub(crate) fn new(limits: &'a Limits, stop: &'a CancellationToken) -> Self {
+        Meter {
+            limits,
+            stop,
+            started: Instant::now(),
+            unpacked: 0,
+        }
+    }
+
+    /// Whether it may go on.
+    pub(crate) fn check(&self) -> Result<(), Stop> {
+        if self.stop.is_cancelled() {
+            return Err(Stop::Cancelled);
+        }
+        if self.started.elapsed() > self.limits.time {
+            return Err(Stop::Limit(LimitExceeded::Time(self.limits.time)));
+        }
+        Ok(())
+    }
+
+    /// `more` bytes have come from a source that has given `unpacked` by now, out of `compressed`.
+    pub(crate) fn count(
+        &mut self,
+        more: usize,
+        unpacked: u64,
+        compressed: u64,
+    ) -> Result<(), Stop> {
+        let limits = self.limits;
+        self.unpacked += more as u64;
+        if self.unpacked > limits.unpacked_bytes {
+            return Err(Stop::Limit(LimitExceeded::UnpackedBytes(
+                limits.unpacked_bytes,
+            )));
+        }
+        if unpacked > limits.ratio_from && unpacked / limits.ratio.max(1) > compressed {
+            return Err(Stop::Limit(LimitExceeded::Ratio(limits.ratio)));
+        }
+        Ok(())
+    }
 }

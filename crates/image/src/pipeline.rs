@@ -10,13 +10,12 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::decompress::Decoder;
 use crate::digest::{Digest, Hasher};
-use crate::limits::{LimitExceeded, Limits};
+use crate::limits::{LimitExceeded, Limits, Meter, Stop};
 use crate::merge::{Merge, MergeError, Merged};
 use crate::tar::TarError;
 
@@ -134,6 +133,15 @@ pub enum ConvertError {
     Cancelled,
 }
 
+impl From<Stop> for ConvertError {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Limit(limit) => limit.into(),
+            Stop::Cancelled => ConvertError::Cancelled,
+        }
+    }
+}
+
 /// Called with the layer and its compressed bytes so far; the last call for a layer has `Done`.
 pub type Watch<'a> = &'a (dyn Fn(usize, Step) + Sync);
 
@@ -172,10 +180,8 @@ pub fn convert(
         let producer = Producer {
             to_merge,
             recycled,
-            limits,
-            stop: stop.clone(),
-            started: Instant::now(),
-            unpacked: 0,
+            meter: Meter::new(limits, &stop),
+            stop: &stop,
             watch,
         };
         let spawned = std::thread::Builder::new()
@@ -210,10 +216,8 @@ enum Message {
 struct Producer<'a> {
     to_merge: SyncSender<Message>,
     recycled: Receiver<Vec<u8>>,
-    limits: &'a Limits,
-    stop: CancellationToken,
-    started: Instant,
-    unpacked: u64,
+    meter: Meter<'a>,
+    stop: &'a CancellationToken,
     watch: Watch<'a>,
 }
 
@@ -240,7 +244,7 @@ impl Producer<'_> {
     ) -> Result<Option<(Digest, u64)>, ConvertError> {
         let read = |source| ConvertError::Read { layer, source };
         let hashing = Hashing {
-            from: (input.open)(&self.stop).map_err(read)?,
+            from: (input.open)(self.stop).map_err(read)?,
             hasher: Hasher::like(input.digest.as_ref()),
             size: 0,
             at_most: input.size.unwrap_or(u64::MAX),
@@ -248,17 +252,12 @@ impl Producer<'_> {
         };
         let mut compressed = BufReader::with_capacity(128 << 10, hashing);
         if let Err(source) = compressed.fill_buf() {
-            return Err(explain_read(
-                layer,
-                source,
-                compressed.get_ref(),
-                &self.stop,
-            ));
+            return Err(explain_read(layer, source, compressed.get_ref(), self.stop));
         }
         let mut decoder = Decoder::new(&mut compressed).map_err(read)?;
         let mut unpacked = 0u64;
         loop {
-            self.check()?;
+            self.meter.check()?;
             let mut buffer = self
                 .recycled
                 .try_recv()
@@ -279,29 +278,23 @@ impl Producer<'_> {
             }
             if let Some(source) = failure {
                 drop(decoder);
-                return Err(compressed.into_inner().explain(layer, source, &self.stop));
+                return Err(compressed.into_inner().explain(layer, source, self.stop));
             }
             if filled == 0 {
                 break;
             }
             buffer.truncate(filled);
             unpacked += filled as u64;
-            self.unpacked += filled as u64;
-            if self.unpacked > self.limits.unpacked_bytes {
-                return Err(LimitExceeded::UnpackedBytes(self.limits.unpacked_bytes).into());
-            }
+            let size = inner_of(&decoder).size;
+            self.meter.count(filled, unpacked, size)?;
             let Ok(()) = self.to_merge.send(Message::Data(buffer)) else {
                 return Ok(None);
             };
-            let size = inner_of(&decoder).size;
-            if unpacked > self.limits.ratio_from && unpacked / self.limits.ratio > size {
-                return Err(LimitExceeded::Ratio(self.limits.ratio).into());
-            }
             (self.watch)(layer, Step::Read(size));
         }
         // A decoder may stop before the file does.
         io::copy(decoder.into_inner(), &mut io::sink())
-            .map_err(|source| explain_read(layer, source, compressed.get_ref(), &self.stop))?;
+            .map_err(|source| explain_read(layer, source, compressed.get_ref(), self.stop))?;
         let hashing = compressed.into_inner();
         if let Some(expected) = input.size
             && hashing.size != expected
@@ -322,16 +315,6 @@ impl Producer<'_> {
             }),
             _ => Ok(Some((actual, size))),
         }
-    }
-
-    fn check(&self) -> Result<(), ConvertError> {
-        if self.stop.is_cancelled() {
-            return Err(ConvertError::Cancelled);
-        }
-        if self.started.elapsed() > self.limits.time {
-            return Err(LimitExceeded::Time(self.limits.time).into());
-        }
-        Ok(())
     }
 }
 

@@ -7,10 +7,13 @@ use std::io::Read;
 use std::process::Command;
 
 use support::{Archive, Mount, convert_archives, convert_layers, gzip, have, layer, run, scan};
+use warren_core::PortError;
+use warren_core::ports::Images as _;
+use warren_core::ports::images::LoadRequest;
 use warren_image::merge::MergeError;
 use warren_image::pipeline::{ConvertError, LayerInput};
 use warren_image::tar::TarError;
-use warren_image::{Digest, LimitExceeded, Limits};
+use warren_image::{Digest, ImageStore, LimitExceeded, Limits, Options};
 
 fn refused(archives: Vec<Vec<u8>>) -> ConvertError {
     let work = tempfile::tempdir().unwrap();
@@ -360,6 +363,79 @@ fn a_bomb_is_refused_early() {
             ..
         }
     );
+}
+
+/// Loads an archive into a store of its own; gives the refusal, and checks that nothing is left.
+async fn refused_by_store(archive: &[u8], limits: Limits) -> PortError {
+    let work = tempfile::tempdir().unwrap();
+    let path = work.path().join("archive");
+    std::fs::write(&path, archive).unwrap();
+    let data = work.path().join("data");
+    let options = Options {
+        limits,
+        ..Options::default()
+    };
+    let store = ImageStore::open(&data, options).unwrap();
+    let request = LoadRequest {
+        path,
+        name: Some("localhost/hostile:1".into()),
+        ..LoadRequest::default()
+    };
+    let error = store.load(request, support::quiet()).await.unwrap_err();
+    assert_eq!(files_below(&data), 0, "something is left");
+    error
+}
+
+fn files_below(directory: &std::path::Path) -> usize {
+    std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| match path.is_dir() {
+            true => files_below(&path),
+            false => 1,
+        })
+        .sum()
+}
+
+#[tokio::test]
+async fn a_bomb_that_looks_like_an_image_archive_is_not_laid_out_on_disk() {
+    let zeros = vec![0u8; 64 << 20];
+    let bomb = gzip(
+        &Archive::new()
+            .file(b"manifest.json", b"[]")
+            .file(b"blobs/zeros", &zeros)
+            .end(),
+    );
+    let limits = Limits {
+        ratio_from: 1 << 20,
+        ..Limits::default()
+    };
+    let error = refused_by_store(&bomb, limits).await;
+    assert_eq!(error.code, "image_limit_exceeded", "{error}");
+    let limits = Limits {
+        unpacked_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let error = refused_by_store(&bomb, limits).await;
+    assert_eq!(error.code, "image_limit_exceeded", "{error}");
+}
+
+#[tokio::test]
+async fn a_tarball_that_goes_wrong_later_is_told_what_is_wrong_with_it() {
+    let archive = Archive::new()
+        .file(b"fine", b"x")
+        .pax(&[("size", b"99999999999999999999999")])
+        .file(b"f", b"")
+        .end();
+    for stored in [gzip(&archive), archive] {
+        let error = refused_by_store(&stored, Limits::default()).await;
+        assert_eq!(error.code, "image_malformed", "{error}");
+    }
+    let noise: Vec<u8> = (0..100_000u32)
+        .map(|n| (n.wrapping_mul(n) / 7) as u8)
+        .collect();
+    let error = refused_by_store(&noise, Limits::default()).await;
+    assert_eq!(error.code, "not_an_image", "{error}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Directories: sorted entries in blocks, a name area behind the entries of each block.
 
 use std::io;
+use std::ops::Range;
 
 use super::format::{
     BLOCK, DIRENT_SIZE, FileType, INODE_SIZE, InodeFields, Layout, ROOT_NID, SLOT,
@@ -98,15 +99,13 @@ pub(crate) fn write_all(
         out.append_zeros(at - out.position())?;
         out.append(&inode)?;
         if plan.placing == Placing::TailInline && plan.tail > 0 {
-            scratch.encode(tree, plan, &plans);
-            out.append(&scratch.bytes[plan.full_blocks as usize * BLOCK as usize..])?;
+            let last = plan.full_blocks..plan.full_blocks + 1;
+            scratch.write(tree, plan, &plans, last, out)?;
         }
     }
     out.align()?;
     for plan in plans.iter().filter(|plan| plan.blocks() > 0) {
-        scratch.encode(tree, plan, &plans);
-        let length = (plan.blocks() * BLOCK).min(plan.size());
-        out.append(&scratch.bytes[..length as usize])?;
+        scratch.write(tree, plan, &plans, 0..plan.blocks() as u32, out)?;
         out.align()?;
     }
     Ok(Some((root, plans.len() as u64)))
@@ -229,20 +228,28 @@ fn encode_inode(tree: &dyn DirectoryTree, plan: &Plan, ino: u32) -> Vec<u8> {
     inode
 }
 
+/// Writes entries, a block in memory at a time: the largest directory may have all the names of an image.
 #[derive(Debug, Default)]
 struct Entries {
     nodes: Vec<u32>,
-    bytes: Vec<u8>,
+    block: Vec<u8>,
 }
 
 impl Entries {
-    /// All entries of a directory, blocks padded but for the last.
-    fn encode(&mut self, tree: &dyn DirectoryTree, plan: &Plan, plans: &[Plan]) {
+    /// Writes these blocks of a directory, the last one of them without padding.
+    fn write(
+        &mut self,
+        tree: &dyn DirectoryTree,
+        plan: &Plan,
+        plans: &[Plan],
+        wanted: Range<u32>,
+        out: &mut Output,
+    ) -> io::Result<()> {
         sorted(tree, plan.directory, &mut self.nodes);
-        self.bytes.clear();
         let parent = tree.nid(plans[plan.parent as usize].directory);
         let mut rest = self.nodes.as_slice();
-        while !rest.is_empty() {
+        let mut number = 0;
+        while !rest.is_empty() && number < wanted.end {
             let mut used = 0;
             let count = rest
                 .iter()
@@ -253,29 +260,43 @@ impl Entries {
                 .count();
             let (now, later) = rest.split_at(count);
             rest = later;
-            let block = self.bytes.len();
-            let mut name_at = count * DIRENT_SIZE;
-            for &node in now {
-                let (nid, file_type) = match node {
-                    DOT => (tree.nid(plan.directory), FileType::Directory),
-                    DOT_DOT => (parent, FileType::Directory),
-                    node => match tree.entry(node) {
-                        (_, FileType::Directory, _) => (tree.nid(node), FileType::Directory),
-                        (_, file_type, nid) => (nid, file_type),
-                    },
-                };
-                self.bytes.extend_from_slice(&nid.to_le_bytes());
-                self.bytes
-                    .extend_from_slice(&(name_at as u16).to_le_bytes());
-                self.bytes.extend_from_slice(&[file_type as u8, 0]);
-                name_at += name(tree, node).len();
+            if number >= wanted.start {
+                encode(tree, now, (plan.directory, parent), &mut self.block);
+                out.append(&self.block)?;
+                if number + 1 < wanted.end {
+                    out.align()?;
+                }
             }
-            for &node in now {
-                self.bytes.extend_from_slice(name(tree, node));
-            }
-            if !rest.is_empty() {
-                self.bytes.resize(block + BLOCK as usize, 0);
-            }
+            number += 1;
         }
+        Ok(())
+    }
+}
+
+/// One block: entries, then their names. `parents` are what `.` and `..` name: a directory's number, a node number.
+fn encode(
+    tree: &dyn DirectoryTree,
+    entries: &[u32],
+    (directory, parent): (u32, u64),
+    block: &mut Vec<u8>,
+) {
+    block.clear();
+    let mut name_at = entries.len() * DIRENT_SIZE;
+    for &node in entries {
+        let (nid, file_type) = match node {
+            DOT => (tree.nid(directory), FileType::Directory),
+            DOT_DOT => (parent, FileType::Directory),
+            node => match tree.entry(node) {
+                (_, FileType::Directory, _) => (tree.nid(node), FileType::Directory),
+                (_, file_type, nid) => (nid, file_type),
+            },
+        };
+        block.extend_from_slice(&nid.to_le_bytes());
+        block.extend_from_slice(&(name_at as u16).to_le_bytes());
+        block.extend_from_slice(&[file_type as u8, 0]);
+        name_at += name(tree, node).len();
+    }
+    for &node in entries {
+        block.extend_from_slice(name(tree, node));
     }
 }

@@ -10,6 +10,8 @@ use crate::tar::{EntryKind, Reader, TarError};
 
 /// Files of an archive that are remembered at most: an image has some for each layer.
 const MAX_FILES: usize = 20_000;
+/// Bytes of their names: those of an image are digests.
+const MAX_NAMES: usize = 4 << 20;
 
 /// Where the files of an archive are.
 #[derive(Debug)]
@@ -26,12 +28,24 @@ enum Place {
 
 impl ArchiveIndex {
     /// Reads all headers. `None` if this has no file that an image archive has at its top, once so many
-    /// files were seen that it must be something else.
+    /// files were seen that it must be something else, or where it goes on with what is no archive: then a
+    /// conversion will tell what is wrong with it.
     pub(crate) fn read(file: File) -> Result<Option<Self>, TarError> {
         let file = Arc::new(file);
         let mut reader = Reader::new(Counting::new(file.try_clone()?)?, 1 << 20);
         let mut places = HashMap::new();
-        while let Some(entry) = reader.next_entry()? {
+        let mut names = 0;
+        let mut is_archive = false;
+        loop {
+            let entry = match reader.next_entry() {
+                Ok(Some(entry)) => entry,
+                Ok(None) => break,
+                Err(error @ (TarError::Checksum | TarError::Read(_))) if !is_archive => {
+                    return Err(error);
+                }
+                Err(_) => return Ok(None),
+            };
+            is_archive = true;
             let Ok(name) = String::from_utf8(entry.path) else {
                 continue;
             };
@@ -50,8 +64,12 @@ impl ArchiveIndex {
                 },
                 _ => continue,
             };
+            names += name.len();
+            if let Place::Link(to) = &place {
+                names += to.len();
+            }
             places.insert(name, place);
-            if places.len() > MAX_FILES {
+            if places.len() > MAX_FILES || names > MAX_NAMES {
                 return Ok(None);
             }
         }

@@ -8,13 +8,17 @@ pub(crate) mod layout;
 pub(crate) mod manifest;
 pub(crate) mod reference;
 pub mod registry;
+mod spool;
 pub(crate) mod unmade;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::decompress::Decoder;
+use crate::limits::{LimitExceeded, Limits, Stop};
 use archive::ArchiveIndex;
 use layout::{Files, Found};
 use manifest::{Platform, Wanted};
@@ -79,15 +83,34 @@ pub enum SourceError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] registry::RegistryError),
+    /// An archive with too much in it.
+    #[error(transparent)]
+    Limit(#[from] LimitExceeded),
+    /// Room for a compressed archive.
+    #[error("the archive cannot be laid out on disk")]
+    Spool(#[source] io::Error),
+    /// The caller does not want it any more.
+    #[error("opening the image was cancelled")]
+    Cancelled,
 }
 
-/// The images at a path on this host, told apart by content: an OCI layout, an OCI or docker archive, or one tarball. A compressed archive of an image is spooled
-/// into `spool` first, because its files are needed in another order than they come.
+impl From<Stop> for SourceError {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Limit(limit) => limit.into(),
+            Stop::Cancelled => SourceError::Cancelled,
+        }
+    }
+}
+
+/// The images at a path on this host, told apart by content: an OCI layout, an OCI or docker archive, or one tarball. A
+/// compressed archive of an image is spooled into the directory `spool` first. Dropping the future stops that.
 pub(crate) async fn open_local(
     path: &Path,
     spool: &Path,
     platform: &Platform,
     wanted: Wanted,
+    limits: &Limits,
 ) -> Result<Vec<Found>, SourceError> {
     let read = |source| SourceError::Read {
         what: path.display().to_string(),
@@ -99,8 +122,10 @@ pub(crate) async fn open_local(
         return images.ok_or(SourceError::NotAnImage);
     }
     let index = {
-        let (path, spool) = (path.to_owned(), spool.to_owned());
-        tokio::task::spawn_blocking(move || index_archive(&path, &spool))
+        let (path, spool, limits) = (path.to_owned(), spool.to_owned(), *limits);
+        let stop = CancellationToken::new();
+        let _stop_on_drop = stop.clone().drop_guard();
+        tokio::task::spawn_blocking(move || index_archive(&path, &spool, &limits, &stop))
             .await
             .map_err(|error| read(io::Error::other(error)))??
     };
@@ -116,24 +141,27 @@ pub(crate) async fn open_local(
 }
 
 /// The index of an image archive, `None` for any other tar archive.
-fn index_archive(path: &Path, spool: &Path) -> Result<Option<ArchiveIndex>, SourceError> {
+fn index_archive(
+    path: &Path,
+    directory: &Path,
+    limits: &Limits,
+    stop: &CancellationToken,
+) -> Result<Option<ArchiveIndex>, SourceError> {
     let read = |source| SourceError::Read {
         what: path.display().to_string(),
         source,
     };
     let open = || layout::open_regular(path).map_err(read);
-    let decoder =
-        |(file, _)| Decoder::new(io::BufReader::with_capacity(128 << 10, file)).map_err(read);
-    let mut first = decoder(open()?)?;
-    if let Decoder::Plain(_) = first {
-        return ArchiveIndex::read(open()?.0).map_err(|_| SourceError::NotAnImage);
-    }
-    // An image archive shows itself within its first entries; a root file system would be spooled for nothing.
-    if !looks_like_archive(&mut first) {
+    let (file, _) = open()?;
+    let mut first = Decoder::new(io::BufReader::with_capacity(128 << 10, file)).map_err(read)?;
+    let file = if let Decoder::Plain(_) = first {
+        open()?.0
+    } else if looks_like_archive(&mut first) {
+        spool::spool(path, open()?.0, directory, limits, stop)?
+    } else {
+        // Image archives show themselves with their first entry; a root file system would be spooled for nothing.
         return Ok(None);
-    }
-    let mut file = tempfile::tempfile_in(spool).map_err(read)?;
-    io::copy(&mut decoder(open()?)?, &mut file).map_err(read)?;
+    };
     ArchiveIndex::read(file).map_err(|_| SourceError::NotAnImage)
 }
 

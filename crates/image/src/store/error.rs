@@ -107,6 +107,9 @@ fn describe_source(error: &SourceError) -> PortError {
             PortError::retry("image_damaged", text).with_hint("try again, or get it elsewhere")
         }
         SourceError::TooLarge { .. } => PortError::invalid("image_limit_exceeded", text),
+        SourceError::Limit(_) => limit(text),
+        SourceError::Spool(source) => io("laying the archive out on disk", source),
+        SourceError::Cancelled => PortError::retry("cancelled", text),
         SourceError::NotRunnable(_) => PortError::invalid("image_not_runnable", text),
         SourceError::Platform { .. } => PortError::invalid("image_platform_missing", text)
             .with_hint("choose one of them with `--platform`"),

@@ -34,7 +34,8 @@ impl ImageStore {
         };
         let (platform, wanted) = platform_of(request.platform.as_deref())?;
         let spool = self.disks.directory();
-        let images = open_local(&request.path, spool, &platform, wanted).await?;
+        let limits = &self.options.limits;
+        let images = open_local(&request.path, spool, &platform, wanted, limits).await?;
         let images = named(images, given)?;
         if images.len() > 1 && request.id.is_some() {
             return Err(StoreError::OneIdForMany(images.len()));
