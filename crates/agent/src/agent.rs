@@ -9,6 +9,7 @@ use crate::images::AgentImages;
 use crate::inventory;
 use crate::record::HostRecord;
 use crate::status_board::StatusBoard;
+use crate::storage;
 use crate::sweep;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use warren_core::ports::hypervisor::{HypervisorKind, HypervisorReport};
 use warren_core::ports::network::AttachmentSpec;
 use warren_core::ports::{BoxStream, HostLink, Hypervisor, InstanceHome};
 use warren_core::state::InstanceState;
+use warren_core::storage::HostStorage;
 use warren_core::{InstanceId, MemoryMib, PortError, Timestamp};
 use warren_guest::protocol::{ExecRequest, Terminal};
 
@@ -55,7 +57,8 @@ impl Agent {
                 PortError::io(format_args!("making {}", directory.display()), error)
             })?;
         }
-        let images = AgentImages::new(Arc::clone(&ports.images));
+        let actors = Arc::<Actors>::default();
+        let images = AgentImages::new(Arc::clone(&ports.images), Arc::clone(&actors));
         let records = adopt::take_over(&config.instances)?;
         let agent = Arc::new(Agent {
             context: Arc::new(Context {
@@ -63,7 +66,7 @@ impl Agent {
                 config,
                 board: StatusBoard::new(),
             }),
-            actors: Arc::default(),
+            actors,
             images,
             synced: watch::Sender::new(false),
         });
@@ -415,6 +418,13 @@ impl HostLink for AgentLink {
                 .max(guest.map_or(0, |guest| guest.network_tx_bytes)),
             disk: disk.map_or(0, |size| size.0),
         })
+    }
+
+    async fn storage(&self, in_use: &[String]) -> Result<HostStorage, PortError> {
+        let homes: Vec<InstanceHome> = (self.0.actors().values())
+            .map(|shared| shared.home.clone())
+            .collect();
+        storage::of_host(&self.0.context, homes, in_use).await
     }
 
     fn images(&self) -> &dyn HostImages {

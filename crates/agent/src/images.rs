@@ -1,24 +1,34 @@
 //! The image side of the host: imports as cancellable streams of progress.
 
+use crate::context::Actors;
 use async_trait::async_trait;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use tokio::sync::mpsc;
 use warren_core::PortError;
 use warren_core::image::ImageRecord;
 use warren_core::ports::host_link::{HostImages, ImageImport, ImageUpdate};
-use warren_core::ports::images::ProgressSink;
+use warren_core::ports::images::{ProgressSink, PruneRequest};
 use warren_core::ports::{BoxStream, Images};
+use warren_core::storage::{Pruned, Repair, Verification};
 
 /// Progress a reader may be behind before it loses some; results are never lost.
 const BACKLOG: usize = 256;
 
 pub(crate) struct AgentImages {
     images: Arc<dyn Images>,
+    actors: Arc<Actors>,
 }
 
 impl AgentImages {
-    pub(crate) fn new(images: Arc<dyn Images>) -> Self {
-        AgentImages { images }
+    pub(crate) fn new(images: Arc<dyn Images>, actors: Arc<Actors>) -> Self {
+        AgentImages { images, actors }
+    }
+
+    /// The images of the instances that are here.
+    fn running_from(&self) -> Vec<String> {
+        let actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        let wishes = actors.values().map(|shared| shared.wish.borrow());
+        wishes.map(|wish| wish.image_digest.clone()).collect()
     }
 }
 
@@ -86,5 +96,15 @@ impl HostImages for AgentImages {
             }
         }
         self.images.remove(id, in_use).await
+    }
+
+    async fn prune(&self, mut request: PruneRequest) -> Result<Pruned, PortError> {
+        // Where the record of intent was lost, its instances are still here.
+        request.in_use.extend(self.running_from());
+        self.images.upkeep().prune(request).await
+    }
+
+    async fn verify(&self, id: &str, repair: Repair) -> Result<Verification, PortError> {
+        self.images.upkeep().verify(id, repair).await
     }
 }

@@ -20,6 +20,7 @@ mod output;
 mod record;
 mod status_board;
 mod steps;
+mod storage;
 mod sweep;
 
 pub use adopt::{host_records, recorded_instances};

@@ -221,6 +221,10 @@ impl StepScope<'_> {
             nic,
             boot_args: vec![format!("warren.attach={}", self.record.attach_key)],
         };
+        let images = self.context.ports.images.upkeep();
+        if let Err(error) = images.mark_used(&self.intent.image_digest).await {
+            tracing::debug!(%error, "the image's last use is not noted");
+        }
         let process = self.hypervisor.start(&machine).await?;
         match self.hypervisor.open_console(self.home()).await {
             Ok(console) => {

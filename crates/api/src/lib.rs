@@ -13,6 +13,7 @@ pub mod policy;
 pub mod problem;
 pub mod resources;
 pub mod sse;
+pub mod storage;
 pub mod upkeep;
 
 pub use code::Code;

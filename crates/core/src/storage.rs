@@ -80,6 +80,8 @@ pub struct HostStorage {
     pub instances: Vec<InstanceStorage>,
     /// Empty disks that new ones are cloned from.
     pub templates: u64,
+    /// Disks that were set aside because nobody knew whose they are.
+    pub set_aside: u64,
 }
 
 /// How much may go.

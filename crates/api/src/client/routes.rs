@@ -11,6 +11,9 @@ use crate::instance::{
 };
 use crate::problem::Problem;
 use crate::resources::{Health, Readiness, Resources};
+use crate::storage::{
+    ImageVerification, PruneImagesRequest, PruneImagesResponse, StorageUsage, VerifyImageRequest,
+};
 use crate::upkeep::{Check, Recovery};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -24,6 +27,8 @@ const LIFECYCLE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// How long looking through or copying everything may take.
 const UPKEEP_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long reading or removing large images may take.
+const IMAGE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Whether a call returns when its effect can be seen, or at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -167,6 +172,15 @@ impl Client {
         Ok(response
             .bytes_stream()
             .map(move |chunk| chunk.map_err(|error| ClientError::from_transport(&base, &error))))
+    }
+
+    /// `GET /system/df`: what takes room.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn storage(&self) -> Result<StorageUsage, ClientError> {
+        self.json(self.request(Method::GET, &["system", "df"]))
+            .await
     }
 
     async fn page<T: serde::de::DeserializeOwned>(
@@ -443,6 +457,30 @@ impl Client {
     /// See [`ClientError`].
     pub async fn delete_image(&self, id: &str) -> Result<(), ClientError> {
         self.empty(self.request(Method::DELETE, &["images", id]))
+            .await
+    }
+
+    /// `POST /images/prune`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn prune_images(
+        &self,
+        request: &PruneImagesRequest,
+    ) -> Result<PruneImagesResponse, ClientError> {
+        self.post(&["images", "prune"], request, IMAGE_TIMEOUT)
+            .await
+    }
+
+    /// `POST /images/verify`. Takes as long as reading the image.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn verify_image(
+        &self,
+        request: &VerifyImageRequest,
+    ) -> Result<ImageVerification, ClientError> {
+        self.post(&["images", "verify"], request, IMAGE_TIMEOUT)
             .await
     }
 

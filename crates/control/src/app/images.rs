@@ -19,6 +19,8 @@ use warren_core::{ErrorClass, PortError, Timestamp};
 const MOST_JOBS: usize = 64;
 /// Failures remembered at most.
 const MOST_FAILURES: usize = 64;
+/// How long a failure is remembered, for those who asked and looked away.
+const FAILURES_KEPT: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// An image here, or on its way.
 pub type ImageItem = Image;
@@ -37,9 +39,15 @@ pub enum JobUpdate {
 #[derive(Debug, Clone)]
 enum JobState {
     Queued,
-    Running { digest: String, finishing: bool },
+    Running {
+        digest: String,
+        finishing: bool,
+    },
     Done(Vec<Image>),
-    Failed(Problem),
+    Failed {
+        problem: Box<Problem>,
+        at: Timestamp,
+    },
 }
 
 /// Whether a request for the same thing joins a job.
@@ -70,7 +78,15 @@ impl Job {
     }
 
     fn has_failed(&self) -> bool {
-        matches!(*self.state.borrow(), JobState::Failed(_))
+        matches!(*self.state.borrow(), JobState::Failed { .. })
+    }
+
+    /// Whether it failed so long ago that nobody looks for it any more.
+    fn is_forgotten(&self, now: Timestamp) -> bool {
+        match &*self.state.borrow() {
+            JobState::Failed { at, .. } => now - *at > FAILURES_KEPT,
+            JobState::Queued | JobState::Running { .. } | JobState::Done(_) => false,
+        }
     }
 
     fn image(&self, queue_position: Option<u32>) -> Image {
@@ -89,7 +105,7 @@ impl Job {
                 digest.clone(),
                 None,
             ),
-            JobState::Failed(problem) => (
+            JobState::Failed { problem, .. } => (
                 ImageStatus::Failed,
                 String::new(),
                 Some(problem.detail.clone()),
@@ -124,7 +140,9 @@ impl Job {
             loop {
                 let end = match &*state.borrow_and_update() {
                     JobState::Done(images) => Some(JobUpdate::Done(images.clone())),
-                    JobState::Failed(problem) => Some(JobUpdate::Failed(problem.clone())),
+                    JobState::Failed { problem, .. } => {
+                        Some(JobUpdate::Failed((**problem).clone()))
+                    }
                     JobState::Queued | JobState::Running { .. } => None,
                 };
                 if let Some(end) = end {
@@ -165,8 +183,9 @@ impl Jobs {
     }
 
     /// Jobs that are not done, with their places in the queue.
-    fn visible(&self) -> Vec<(Arc<Job>, Option<u32>)> {
-        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+    fn visible(&self, now: Timestamp) -> Vec<(Arc<Job>, Option<u32>)> {
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|job| !job.is_forgotten(now));
         let mut waiting = 0;
         list.iter()
             .filter(|job| job.is_active() || job.has_failed())
@@ -263,7 +282,7 @@ impl App {
     pub(super) fn jobs_running(&self) -> usize {
         self.0
             .jobs
-            .visible()
+            .visible(self.0.clock.now())
             .iter()
             .filter(|(job, _)| job.is_active())
             .count()
@@ -283,7 +302,7 @@ impl App {
         all.extend(
             self.0
                 .jobs
-                .visible()
+                .visible(self.0.clock.now())
                 .iter()
                 .map(|(job, place)| job.image(*place)),
         );
@@ -302,7 +321,7 @@ impl App {
             Err(missing @ AppError::Missing { .. }) => self
                 .0
                 .jobs
-                .visible()
+                .visible(self.0.clock.now())
                 .iter()
                 .rev()
                 .find(|(job, _)| job.id == wanted || job.request.name == wanted)
@@ -333,7 +352,7 @@ impl App {
         let place = self
             .0
             .jobs
-            .visible()
+            .visible(self.0.clock.now())
             .iter()
             .find(|(other, _)| Arc::ptr_eq(other, &job))
             .and_then(|(_, place)| *place);
@@ -413,10 +432,18 @@ impl App {
                 };
                 let state = match ended {
                     Ok(records) => JobState::Done(records.iter().map(convert::image).collect()),
-                    Err(error) => JobState::Failed(Problem::from(&AppError::Port(error))),
+                    Err(error) => JobState::Failed {
+                        problem: Box::new(Problem::from(&AppError::Port(error))),
+                        at: app.0.clock.now(),
+                    },
                 };
-                app.0.metrics.pull_ended(matches!(state, JobState::Done(_)));
+                let done = matches!(state, JobState::Done(_));
+                app.0.metrics.pull_ended(done);
                 running.state.send_replace(state);
+                if done {
+                    // A tag may have moved on, and the store may have outgrown its budget.
+                    app.tidy().await;
+                }
             });
         }
         Ok(job)
@@ -474,10 +501,7 @@ impl App {
         // No create may take the image between the question and the removal.
         let _placing = self.0.placing.lock().await;
         let views = self.0.board.all();
-        let in_use: Vec<String> = views
-            .iter()
-            .map(|view| view.intent.image_digest.clone())
-            .collect();
+        let in_use = self.images_in_use();
         match self.0.host.images().remove(&record.id, &in_use).await {
             Ok(()) => {
                 // A pull under the same name that failed must not make it look as if it were still there.

@@ -10,6 +10,7 @@ mod idempotency;
 mod images;
 mod lifecycle;
 mod query;
+mod storage;
 mod streams;
 mod upkeep;
 mod uploads;
@@ -109,6 +110,19 @@ impl App {
         app.0
             .tasks
             .spawn(async move { sweeper.expire_keys().await });
+        let tidying = app.clone();
+        app.0.tasks.spawn(async move {
+            let mut connected = tidying.0.connected.subscribe();
+            tokio::select! {
+                answered = connected.wait_for(Result::is_ok) => {
+                    if answered.is_err() {
+                        return;
+                    }
+                }
+                () = tidying.0.stopping.cancelled() => return,
+            }
+            tidying.tidy().await;
+        });
         Ok(app)
     }
 

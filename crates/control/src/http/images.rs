@@ -9,6 +9,9 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use futures::StreamExt;
+use warren_api::storage::{
+    ImageVerification, PruneImagesRequest, PruneImagesResponse, VerifyImageRequest,
+};
 use warren_api::{Code, CreateImageRequest, Image, ImageStatus};
 
 /// List images, here and on their way
@@ -130,6 +133,37 @@ pub(super) async fn load(
         Code::Unavailable,
         "the server is stopping: load it again when it is back",
     ))
+}
+
+/// Remove what no image needs any more
+///
+/// With `all`, the images go too that no instance uses. What an instance runs from stays.
+#[utoipa::path(post, path = "/images/prune", operation_id = "pruneImages", tag = "images",
+    request_body = PruneImagesRequest,
+    responses((status = 200, description = "What went, or would go", body = PruneImagesResponse)))]
+pub(super) async fn prune(
+    State(http): State<Http>,
+    _: NoParams,
+    body: Body<PruneImagesRequest>,
+) -> Reply {
+    let pruned = http.app.prune_images(body.value).await?;
+    Ok(json(StatusCode::OK, &pruned))
+}
+
+/// Read an image again
+///
+/// Hashes its manifest, its configuration, its layers and its disk, and says what is not what it was. Takes as long as
+/// reading it all.
+#[utoipa::path(post, path = "/images/verify", operation_id = "verifyImage", tag = "images",
+    request_body = VerifyImageRequest,
+    responses((status = 200, description = "How it was found", body = ImageVerification)))]
+pub(super) async fn verify(
+    State(http): State<Http>,
+    _: NoParams,
+    body: Body<VerifyImageRequest>,
+) -> Reply {
+    let found = http.app.verify_image(body.value).await?;
+    Ok(json(StatusCode::OK, &found))
 }
 
 /// Get an image by id, reference or digest

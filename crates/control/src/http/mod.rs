@@ -39,6 +39,7 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(system::metrics))
         .routes(routes!(system::resources))
         .routes(routes!(system::host))
+        .routes(routes!(system::storage))
         .routes(routes!(system::spec_json))
         .routes(routes!(system::spec_yaml))
         .routes(routes!(system::docs))
@@ -64,6 +65,8 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(exec::attach))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::load))
+        .routes(routes!(images::prune))
+        .routes(routes!(images::verify))
         .routes(routes!(images::get, images::delete))
 }
 

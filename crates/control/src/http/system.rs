@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse};
 use warren_api::resources::HealthStatus;
+use warren_api::storage::StorageUsage;
 use warren_api::{Health, Readiness, Resources};
 
 /// Whether the process lives
@@ -58,6 +59,16 @@ pub(super) async fn resources(State(http): State<Http>, _: NoParams) -> Reply {
     responses((status = 200, description = "Hypervisors, network, sizes", body = Object)))]
 pub(super) async fn host(State(http): State<Http>, _: NoParams) -> Reply {
     Ok(json(StatusCode::OK, &http.app.host_report().await?))
+}
+
+/// What takes room on the host
+///
+/// Images with what they share, layers with the number of images that have them, instances' disks and logs. Sizes are what
+/// the file system has allocated.
+#[utoipa::path(get, path = "/system/df", operation_id = "getStorageUsage", tag = "system",
+    responses((status = 200, description = "Bytes", body = StorageUsage)))]
+pub(super) async fn storage(State(http): State<Http>, _: NoParams) -> Reply {
+    Ok(json(StatusCode::OK, &http.app.storage().await?))
 }
 
 /// This document as JSON

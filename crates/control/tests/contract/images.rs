@@ -138,3 +138,112 @@ async fn archives_are_loaded() {
         "uploads are removed"
     );
 }
+
+#[tokio::test]
+async fn a_failed_pull_is_forgotten_after_a_while() {
+    let world = world().await;
+    let path = "/images/registry.example/none:1";
+    let wanted = json!({"name": "registry.example/none:1"});
+    let events = [("accept", "text/event-stream")];
+    world.with("POST", "/images", Some(wanted), &events).await;
+    assert_eq!(world.get(path).await.json()["status"], "failed");
+    *world.clock.ahead.lock().unwrap() = Duration::from_secs(3500);
+    assert_eq!(world.get(path).await.json()["status"], "failed");
+    *world.clock.ahead.lock().unwrap() = Duration::from_secs(3700);
+    world.get(path).await.problem(404, "image_not_found");
+    assert_eq!(
+        world.get("/images").await.json().as_array().unwrap().len(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn a_prune_takes_what_no_instance_uses() {
+    let world = world().await;
+    world
+        .make(json!({"name": "web", "image": "docker.io/library/nginx:1.27"}))
+        .await;
+    let prune = async |body: Value| world.call("POST", "/images/prune", Some(body)).await;
+    let nothing = prune(json!({})).await.json();
+    assert_eq!(
+        nothing,
+        json!({"images": [], "disks": 0, "blobs": 0, "reclaimed_bytes": 0, "dry_run": false})
+    );
+    for (dry_run, left) in [(true, 2), (false, 1)] {
+        let gone = prune(json!({"all": true, "dry_run": dry_run})).await.json();
+        assert_eq!(gone["images"][0]["id"], "busybox");
+        assert_eq!(gone["images"].as_array().unwrap().len(), 1);
+        assert_eq!(gone["dry_run"], dry_run);
+        assert_eq!(gone["reclaimed_bytes"], 60);
+        let images = world.get("/images").await.json();
+        assert_eq!(images.as_array().unwrap().len(), left);
+    }
+    prune(json!({"everything": true}))
+        .await
+        .problem(400, "invalid_body");
+}
+
+#[tokio::test]
+async fn what_is_never_missed_goes_after_every_image_that_comes() {
+    let world = world().await;
+    let tidied = async |wanted: usize| {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        while *world.host.tidied.lock().unwrap() < wanted {
+            assert!(tokio::time::Instant::now() < deadline, "never tidied");
+            tokio::task::yield_now().await;
+        }
+    };
+    // What a server that died left behind.
+    tidied(1).await;
+    let events = [("accept", "text/event-stream")];
+    let wanted = json!({"name": "localhost:5000/web:1"});
+    world.with("POST", "/images", Some(wanted), &events).await;
+    tidied(2).await;
+}
+
+#[tokio::test]
+async fn an_image_is_read_again() {
+    let world = world().await;
+    let verify = async |body: Value| world.call("POST", "/images/verify", Some(body)).await;
+    let wanted = "localhost:5000/team/busybox:latest";
+    let sound = verify(json!({"image": wanted})).await;
+    assert_eq!(sound.status, 200, "{}", sound.text);
+    assert_eq!(sound.json()["sound"], true);
+    world.host.damaged.lock().unwrap().insert("busybox".into());
+    let found = verify(json!({"image": "busybox"})).await.json();
+    assert_eq!(
+        (
+            &found["sound"],
+            &found["parts"][0]["state"],
+            &found["advice"]
+        ),
+        (&json!(false), &json!("damaged"), &json!("repair it"))
+    );
+    let found = verify(json!({"image": "busybox", "repair": true})).await;
+    assert_eq!(found.json()["parts"][0]["state"], "repaired");
+    verify(json!({"image": "none"}))
+        .await
+        .problem(404, "image_not_found");
+    verify(json!({})).await.problem(400, "invalid_body");
+}
+
+#[tokio::test]
+async fn what_takes_room_is_told() {
+    let world = world().await;
+    world
+        .make(json!({"name": "web", "image": "docker.io/library/nginx:1.27"}))
+        .await;
+    let usage = world.get("/system/df").await.json();
+    let nginx = &usage["images"][0];
+    assert_eq!(
+        (
+            &nginx["id"],
+            &nginx["instances"],
+            &nginx["reclaimable_bytes"]
+        ),
+        (&json!("img-nginx"), &json!(1), &json!(0))
+    );
+    assert_eq!(usage["instances"][0]["name"], "web");
+    assert_eq!(usage["instances"][0]["disk_bytes"], 7);
+    assert_eq!(usage["total_bytes"], 160 + 10 + 30);
+}

@@ -27,9 +27,14 @@ use warren_core::ports::host_link::{
 use warren_core::ports::hypervisor::{
     Accelerator, HypervisorKind, HypervisorReport, ProcessIdentity,
 };
+use warren_core::ports::images::PruneRequest;
 use warren_core::ports::network::AttachmentSpec;
 use warren_core::ports::{BoxStream, Clock};
 use warren_core::state::InstanceState;
+use warren_core::storage::{
+    HostStorage, ImagePart, ImageUsage, ImagesUsage, InstanceStorage, PartCheck, PartState,
+    PruneMode, PruneScope, Pruned, PrunedImage, Repair, Verification,
+};
 use warren_core::{ErrorClass, InstanceId, MemoryMib, PortError, Timestamp};
 
 /// A host without machines.
@@ -48,6 +53,10 @@ pub(crate) struct Host {
     /// What each look at the host finds; the last one is found for ever.
     pub(crate) looks: Mutex<Vec<Vec<Item>>>,
     pub(crate) removed: Mutex<Vec<Item>>,
+    /// Ids of images that are found damaged.
+    pub(crate) damaged: Mutex<BTreeSet<String>>,
+    /// How often it was asked for a routine prune.
+    pub(crate) tidied: Mutex<usize>,
 }
 
 pub(crate) fn now() -> Timestamp {
@@ -130,6 +139,8 @@ impl Host {
             pulls_held: watch::Sender::new(false),
             looks: Mutex::default(),
             removed: Mutex::default(),
+            damaged: Mutex::default(),
+            tidied: Mutex::new(0),
         })
     }
 
@@ -352,6 +363,42 @@ impl HostLink for Host {
         })
     }
 
+    async fn storage(&self, in_use: &[String]) -> Result<HostStorage, PortError> {
+        let images = Self::lock(&self.images);
+        let usage = |record: &ImageRecord| {
+            let instances = in_use.iter().filter(|it| **it == record.digest).count();
+            ImageUsage {
+                id: record.id.clone(),
+                name: record.name.clone(),
+                digest: record.digest.clone(),
+                size: 100,
+                shared: 40,
+                unique: 60,
+                reclaimable: if instances == 0 { 60 } else { 0 },
+                instances,
+                last_used: Some(record.created_at),
+            }
+        };
+        Ok(HostStorage {
+            images: ImagesUsage {
+                images: images.iter().map(usage).collect(),
+                total: 160,
+                ..ImagesUsage::default()
+            },
+            instances: Self::lock(&self.intents)
+                .keys()
+                .map(|id| InstanceStorage {
+                    id: id.clone(),
+                    disk: 7,
+                    logs: 2,
+                    other: 1,
+                })
+                .collect(),
+            templates: 30,
+            set_aside: 0,
+        })
+    }
+
     fn images(&self) -> &dyn HostImages {
         self
     }
@@ -509,6 +556,61 @@ impl HostImages for Host {
         }
         images.retain(|image| image.id != id);
         Ok(())
+    }
+
+    async fn prune(&self, request: PruneRequest) -> Result<Pruned, PortError> {
+        let mut images = Self::lock(&self.images);
+        let doomed: Vec<ImageRecord> = match request.scope {
+            PruneScope::Unused => images
+                .iter()
+                .filter(|image| !request.in_use.contains(&image.digest))
+                .cloned()
+                .collect(),
+            PruneScope::Unreferenced => Vec::new(),
+            PruneScope::Routine => {
+                *Self::lock(&self.tidied) += 1;
+                Vec::new()
+            }
+        };
+        if request.mode == PruneMode::Remove {
+            images.retain(|image| doomed.iter().all(|gone| gone.id != image.id));
+        }
+        Ok(Pruned {
+            bytes: doomed.len() as u64 * 60,
+            disks: doomed.len(),
+            blobs: 0,
+            images: doomed
+                .into_iter()
+                .map(|image| PrunedImage {
+                    id: image.id,
+                    name: image.name,
+                    digest: image.digest,
+                })
+                .collect(),
+        })
+    }
+
+    async fn verify(&self, id: &str, repair: Repair) -> Result<Verification, PortError> {
+        let images = Self::lock(&self.images);
+        let Some(image) = images.iter().find(|image| image.id == id) else {
+            return Err(PortError::not_found("image_not_here", "it is not here"));
+        };
+        let state = match (Self::lock(&self.damaged).contains(id), repair) {
+            (false, _) => PartState::Sound,
+            (true, Repair::No) => PartState::Damaged,
+            (true, Repair::Yes) => PartState::Repaired,
+        };
+        Ok(Verification {
+            id: image.id.clone(),
+            name: image.name.clone(),
+            digest: image.digest.clone(),
+            parts: vec![PartCheck {
+                part: ImagePart::Disk,
+                digest: image.digest.clone(),
+                state,
+            }],
+            advice: (state == PartState::Damaged).then(|| "repair it".to_owned()),
+        })
     }
 }
 

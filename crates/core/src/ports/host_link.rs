@@ -3,7 +3,7 @@
 //! agent dials in. Control knows no other way to a guest or a blob.
 
 use super::BoxStream;
-use super::images::{LoadRequest, PullRequest};
+use super::images::{LoadRequest, PruneRequest, PullRequest};
 use crate::PortError;
 use crate::host::HostReport;
 use crate::id::{Handle, InstanceId};
@@ -11,6 +11,7 @@ use crate::image::{ImageProgress, ImageRecord};
 use crate::instance::{InstanceIntent, InstanceStatus};
 use crate::inventory::Item;
 use crate::ports::network::AttachmentSpec;
+use crate::storage::{HostStorage, Pruned, Repair, Verification};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -207,6 +208,8 @@ pub trait HostLink: Send + Sync {
     ) -> Result<ExecSession, PortError>;
     /// Resources used.
     async fn usage(&self, id: &InstanceId) -> Result<Usage, PortError>;
+    /// What everything takes on this host. `in_use` are the digests of the images of all instances, once for each.
+    async fn storage(&self, in_use: &[String]) -> Result<HostStorage, PortError>;
     /// The image side of the host.
     fn images(&self) -> &dyn HostImages;
     /// What is on the host, and what it remembers.
@@ -250,4 +253,9 @@ pub trait HostImages: Send + Sync {
     async fn find(&self, wanted: &str) -> Result<Option<ImageRecord>, PortError>;
     /// Removes a record; a Conflict (`image_in_use`) when `in_use` has its digest and no other record has.
     async fn remove(&self, id: &str, in_use: &[String]) -> Result<(), PortError>;
+    /// Removes what nothing needs; the images of instances on the host are in use, whether the request knows of them or
+    /// not.
+    async fn prune(&self, request: PruneRequest) -> Result<Pruned, PortError>;
+    /// Reads everything again that the image of the record `id` is made of.
+    async fn verify(&self, id: &str, repair: Repair) -> Result<Verification, PortError>;
 }

@@ -18,4 +18,6 @@ pub trait Volumes: Send + Sync {
     async fn remove(&self, path: &Path) -> Result<(), PortError>;
     /// Bytes that `path` really takes on the host.
     async fn usage(&self, path: &Path) -> Result<ByteSize, PortError>;
+    /// Bytes that the empty disks take that others are cloned from.
+    async fn ready_made(&self) -> Result<ByteSize, PortError>;
 }
