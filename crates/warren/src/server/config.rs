@@ -2,6 +2,7 @@
 //! the dataplane API has always read from the environment (`PORT`, `DATA_DIR`, `BRIDGE_NAME`, …) work
 //! as they are; everything else is `WARREN_…`.
 
+use super::image_limits::ImageLimits;
 use clap::Args;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
@@ -83,6 +84,8 @@ pub(crate) struct Config {
     pub(crate) kernel: Option<PathBuf>,
     /// Registries that images may be pulled from, by host name; empty means any.
     pub(crate) registries: Vec<String>,
+    /// What one image may ask of this host.
+    pub(crate) image_limits: ImageLimits,
     /// Virtual processors that may be promised per real one.
     pub(crate) vcpu_overcommit: u32,
     /// What is logged: a level, or `target=level` pairs.
@@ -124,6 +127,7 @@ impl Default for Config {
             qemu: None,
             kernel: None,
             registries: Vec::new(),
+            image_limits: ImageLimits::default(),
             vcpu_overcommit: 16,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -293,6 +297,7 @@ impl Config {
                 .is_none_or(|secret| !secret.is_empty()),
             "configuration: JWT_SECRET is set and empty: unset it, or give it a value"
         );
+        config.image_limits.check()?;
         Ok(config)
     }
 }

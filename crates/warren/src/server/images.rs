@@ -15,7 +15,11 @@ use warren_image::{ImageStore, Options, WritableDisks};
 
 /// Opens the image store, behind the configured list of registries if there is one.
 pub(crate) fn open(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Images>> {
-    let store: Arc<dyn Images> = Arc::new(ImageStore::open(data.root(), Options::default())?);
+    let options = Options {
+        limits: config.image_limits.limits(),
+        ..Options::default()
+    };
+    let store: Arc<dyn Images> = Arc::new(ImageStore::open(data.root(), options)?);
     if config.registries.is_empty() {
         return Ok(store);
     }

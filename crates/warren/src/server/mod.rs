@@ -5,6 +5,7 @@ mod config;
 mod data_dir;
 mod doctor;
 mod fake_guests;
+mod image_limits;
 mod images;
 mod record;
 mod upkeep;
