@@ -19,6 +19,9 @@ fn main() -> ExitCode {
     let cli::Cli { global, command } = cli::Cli::parse();
     match command {
         cli::Command::Host(command) => command.run(&global),
+        cli::Command::System {
+            command: cli::SystemCommand::Host(command),
+        } => command.run(&global),
         command => client(cli::Cli { global, command }),
     }
 }

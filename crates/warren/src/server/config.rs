@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use warren_core::ports::hypervisor::HypervisorKind;
+use warren_core::units::parse_size;
 
 /// Read when it is there and no other file is named.
 const SYSTEM_FILE: &str = "/etc/warren/config.toml";
@@ -86,6 +87,9 @@ pub(crate) struct Config {
     pub(crate) registries: Vec<String>,
     /// What one image may ask of this host.
     pub(crate) image_limits: ImageLimits,
+    /// How much room images may take, such as `50GB`, before those go that no instance uses and that were not used for
+    /// longest; as much as there is when absent.
+    pub(crate) image_budget: Option<String>,
     /// Virtual processors that may be promised per real one.
     pub(crate) vcpu_overcommit: u32,
     /// What is logged: a level, or `target=level` pairs.
@@ -128,6 +132,7 @@ impl Default for Config {
             kernel: None,
             registries: Vec::new(),
             image_limits: ImageLimits::default(),
+            image_budget: None,
             vcpu_overcommit: 16,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -174,6 +179,10 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_delimiter = ',', value_name = "HOST,…")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     registries: Vec<String>,
+    /// Let images take so much room, such as 50GB, before those go that were not used for longest [default: any]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_budget: Option<String>,
     /// What to log: error, warn, info, debug, trace, or target=level pairs
     #[arg(long, value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -286,6 +295,7 @@ impl Config {
             !config.hypervisors.is_empty(),
             "configuration: name at least one hypervisor"
         );
+        config.image_budget()?;
         anyhow::ensure!(
             config.data_dir.is_absolute(),
             "configuration: data_dir must be an absolute path"
@@ -299,6 +309,19 @@ impl Config {
         );
         config.image_limits.check()?;
         Ok(config)
+    }
+}
+
+impl Config {
+    /// `image_budget` in bytes.
+    ///
+    /// # Errors
+    /// A sentence, when it is no size.
+    pub(crate) fn image_budget(&self) -> anyhow::Result<Option<u64>> {
+        let budget = self.image_budget.as_deref().map(parse_size).transpose();
+        let budget =
+            budget.map_err(|error| anyhow::anyhow!("configuration: image_budget: {error}"))?;
+        Ok(budget.map(|size| size.0))
     }
 }
 
@@ -360,6 +383,15 @@ mod tests {
                     .to_string()
                     .contains("prot")
             );
+            jail.create_file("w.toml", "image_budget = \"much\"")?;
+            let error = Config::load(&flags).unwrap_err().to_string();
+            assert!(
+                error.contains("image_budget") && error.contains("10GB"),
+                "{error}"
+            );
+            jail.create_file("w.toml", "image_budget = \"1GB\"")?;
+            let config = Config::load(&flags).unwrap();
+            assert_eq!(config.image_budget().unwrap(), Some(1 << 30));
             jail.set_env("PORT", "eighty");
             let error = Config::load(&ServerFlags::default())
                 .unwrap_err()

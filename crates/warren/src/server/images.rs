@@ -17,6 +17,7 @@ use warren_image::{ImageStore, Options, WritableDisks};
 pub(crate) fn open(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Images>> {
     let options = Options {
         limits: config.image_limits.limits(),
+        budget: config.image_budget()?,
         ..Options::default()
     };
     let store: Arc<dyn Images> = Arc::new(ImageStore::open(data.root(), options)?);

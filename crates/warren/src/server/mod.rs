@@ -73,18 +73,9 @@ pub(crate) enum HostCommand {
     Doctor(ServerFlags),
     #[command(after_help = upkeep::FSCK_EXAMPLES)]
     Fsck(upkeep::FsckArgs),
-    /// Look after this installation
-    ///
-    /// Commands for what Warren has on this machine beyond its instances: its record of what should be, and its
-    /// network.
-    System {
-        /// What to do.
-        #[command(subcommand)]
-        command: SystemCommand,
-    },
 }
 
-/// See [`HostCommand::System`].
+/// What is done to the installation on this host itself.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum SystemCommand {
     /// Remove this installation's network from the host
@@ -119,31 +110,31 @@ Examples:
   warren doctor -o json
   warren doctor --accel kvm    What would happen with that setting";
 
+/// Puts the configuration together; what is wrong with it is told.
+fn configure(flags: &ServerFlags) -> Result<Config, ExitCode> {
+    let config = Config::load(flags).map_err(|error| {
+        anstream::eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })?;
+    for name in config::unread_variables() {
+        anstream::eprintln!(
+            "warning: {name} is set but is not a setting (see warren server --help)"
+        );
+    }
+    Ok(config)
+}
+
 impl HostCommand {
     /// Carries it out.
     pub(crate) fn run(self, global: &Global) -> ExitCode {
         let flags = match &self {
             HostCommand::Server(flags) | HostCommand::Doctor(flags) => flags,
             HostCommand::Fsck(args) => &args.server,
-            HostCommand::System { command } => match command {
-                SystemCommand::Clean(flags) => flags,
-                SystemCommand::Recover(args) => &args.server,
-                SystemCommand::Backup(args) => &args.server,
-                SystemCommand::Restore(args) => &args.server,
-            },
         };
-        let config = match Config::load(flags) {
+        let config = match configure(flags) {
             Ok(config) => config,
-            Err(error) => {
-                anstream::eprintln!("error: {error:#}");
-                return ExitCode::from(2);
-            }
+            Err(code) => return code,
         };
-        for name in config::unread_variables() {
-            anstream::eprintln!(
-                "warning: {name} is set but is not a setting (see warren server --help)"
-            );
-        }
         match self {
             HostCommand::Server(_) => {
                 start_log(&config);
@@ -151,12 +142,28 @@ impl HostCommand {
             }
             HostCommand::Doctor(_) => block_on(doctor::run(config, global.prints_json())),
             HostCommand::Fsck(args) => upkeep::fsck(&args, config, global),
-            HostCommand::System { command } => match command {
-                SystemCommand::Clean(_) => block_on(clean_up(config)),
-                SystemCommand::Recover(args) => upkeep::recover(&args, config, global),
-                SystemCommand::Backup(args) => upkeep::backup(&args, config, global),
-                SystemCommand::Restore(args) => upkeep::restore(&args, config, global),
-            },
+        }
+    }
+}
+
+impl SystemCommand {
+    /// Carries it out.
+    pub(crate) fn run(self, global: &Global) -> ExitCode {
+        let flags = match &self {
+            SystemCommand::Clean(flags) => flags,
+            SystemCommand::Recover(args) => &args.server,
+            SystemCommand::Backup(args) => &args.server,
+            SystemCommand::Restore(args) => &args.server,
+        };
+        let config = match configure(flags) {
+            Ok(config) => config,
+            Err(code) => return code,
+        };
+        match self {
+            SystemCommand::Clean(_) => block_on(clean_up(config)),
+            SystemCommand::Recover(args) => upkeep::recover(&args, config, global),
+            SystemCommand::Backup(args) => upkeep::backup(&args, config, global),
+            SystemCommand::Restore(args) => upkeep::restore(&args, config, global),
         }
     }
 }

@@ -69,6 +69,9 @@ impl Double {
             .route("/instances/{id}/exec", get(exec))
             .route("/images", get(async || Json(json!([]))).post(pull))
             .route("/images/load", post(load))
+            .route("/images/prune", post(prune))
+            .route("/images/verify", post(verify))
+            .route("/system/df", get(async || Json(usage())))
             .route("/system/check", get(async || Json(check())))
             .route("/system/repair", post(async || Json(json!({
                 "clean": true, "differences": [], "repaired": check()["differences"], "failed": [], "inventory": [],
@@ -96,6 +99,54 @@ impl Double {
     pub(crate) fn bodies(&self) -> Vec<Value> {
         self.shared.with(|seen| seen.bodies.clone())
     }
+}
+
+/// One image that an instance uses and one that none does.
+fn usage() -> Value {
+    let image = |name: &str, reclaimable: u64, instances: u64| {
+        json!({"id": format!("id-{name}"), "name": name, "digest": "sha256:0123456789abcdef", "size_bytes": 3072,
+               "shared_bytes": 1024, "unique_bytes": 2048, "reclaimable_bytes": reclaimable, "instances": instances,
+               "last_used_at": "2026-01-01T00:00:00Z"})
+    };
+    json!({
+        "images": [image("web:1", 0, 2), image("old\u{1b}[2J:1", 2048, 0)],
+        "layers": [{"digest": "sha256:fedcba9876543210", "size_bytes": 1024, "images": 2}],
+        "instances": [{"id": "id-web", "name": "web", "disk_bytes": 4096, "logs_bytes": 512, "other_bytes": 0}],
+        "images_bytes": 8192, "unreferenced_bytes": 0, "reclaimable_bytes": 2048, "image_budget_bytes": 1 << 20,
+        "templates_bytes": 0, "set_aside_bytes": 0, "total_bytes": 12800,
+    })
+}
+
+async fn prune(State(shared): State<Shared>, Json(body): Json<Value>) -> Json<Value> {
+    let images = match body["all"] == true {
+        true => json!([{"id": "id-old", "name": "old:1", "digest": "sha256:00"}]),
+        false => json!([]),
+    };
+    let dry_run = body["dry_run"] == true;
+    shared.with(|seen| seen.bodies.push(body));
+    Json(
+        json!({"images": images, "disks": 1, "blobs": 3, "reclaimed_bytes": 2048, "dry_run": dry_run}),
+    )
+}
+
+async fn verify(State(shared): State<Shared>, Json(body): Json<Value>) -> Response {
+    let name = body["image"].as_str().unwrap_or_default().to_owned();
+    let state = match (name.as_str(), body["repair"] == true) {
+        ("none", _) => return problem(404, "image_not_found", "the image none is not here"),
+        ("bad", true) => "repaired",
+        ("bad", false) => "damaged",
+        _ => "sound",
+    };
+    shared.with(|seen| seen.bodies.push(body));
+    let mut found = json!({
+        "id": "img-1", "name": name, "digest": "sha256:0123456789abcdef", "sound": state != "damaged",
+        "parts": [{"part": "layer", "digest": "sha256:fedcba9876543210", "state": "sound"},
+                  {"part": "disk", "digest": "sha256:0123456789abcdef", "state": state}],
+    });
+    if state == "damaged" {
+        found["advice"] = json!("make it again");
+    }
+    Json(found).into_response()
 }
 
 fn check() -> Value {

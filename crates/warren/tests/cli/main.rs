@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod double;
+mod storage;
 mod upkeep;
 
 use double::Double;
@@ -10,7 +11,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&[&str]; 32] = [
+const COMMANDS: [&[&str]; 35] = [
     &["run"],
     &["exec"],
     &["attach"],
@@ -30,6 +31,9 @@ const COMMANDS: [&[&str]; 32] = [
     &["pull"],
     &["load"],
     &["rmi"],
+    &["image", "verify"],
+    &["prune"],
+    &["system", "df"],
     &["version"],
     &["completion"],
     &["context"],

@@ -5,6 +5,7 @@ mod images;
 mod instances;
 mod run;
 mod settings;
+mod storage;
 
 pub(crate) use images::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
 pub(crate) use instances::{
@@ -13,6 +14,7 @@ pub(crate) use instances::{
 };
 pub(crate) use run::{NetworkChoice, PullPolicy, RunArgs};
 pub(crate) use settings::{CompletionArgs, ContextArgs, ContextCommand, VersionArgs};
+pub(crate) use storage::{DfArgs, ImageCommand, PruneArgs, SystemCommand, VerifyArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -164,10 +166,28 @@ pub(crate) enum Command {
     Pull(PullArgs),
     Load(LoadArgs),
     Rmi(RmiArgs),
+    /// Look after images
+    ///
+    /// Commands for one image on the server, beyond fetching and removing it.
+    Image {
+        /// What to do.
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    Prune(PruneArgs),
     // About this program.
     Context(ContextArgs),
     Version(VersionArgs),
     Completion(CompletionArgs),
+    /// Look after the installation
+    ///
+    /// Commands for what Warren has on a machine beyond its instances: the room it takes, its record of what
+    /// should be, and its network.
+    System {
+        /// What to do.
+        #[command(subcommand)]
+        command: SystemCommand,
+    },
     // On the host itself, without a server.
     #[command(flatten)]
     Host(crate::server::HostCommand),

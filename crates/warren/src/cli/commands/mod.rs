@@ -8,9 +8,10 @@ mod request;
 mod run;
 mod settings;
 mod stats;
+mod storage;
 mod watch;
 
-use super::args::{Command, Global};
+use super::args::{Command, Global, ImageCommand, SystemCommand};
 use super::context::{self, Contexts};
 use super::failure::{CliError, OWN_FAILURE};
 use super::output::Output;
@@ -88,11 +89,21 @@ pub(crate) async fn execute(command: Command, global: &Global, out: &Output) -> 
         Command::Pull(args) => images::pull(&with_server()?, args).await,
         Command::Load(args) => images::load(&with_server()?, args).await,
         Command::Rmi(args) => images::rmi(&with_server()?, args).await,
+        Command::Image {
+            command: ImageCommand::Verify(args),
+        } => storage::verify(&with_server()?, args).await,
+        Command::Prune(args) => storage::prune(&with_server()?, args).await,
+        Command::System {
+            command: SystemCommand::Df(args),
+        } => storage::df(&with_server()?, args).await,
         Command::Context(args) => settings::context(args, global, out),
         Command::Version(args) => settings::version(args, global, out).await,
         Command::Completion(args) => settings::completion(args, out),
         // `main` carries these out before there is a client.
-        Command::Host(_) => Ok(0),
+        Command::Host(_)
+        | Command::System {
+            command: SystemCommand::Host(_),
+        } => Ok(0),
     }
 }
 
