@@ -1,6 +1,8 @@
 //! Layers made to do harm: each is refused with a type of its own, or harmless.
 #![expect(clippy::unwrap_used, reason = "a failure fails the test")]
 
+#[path = "support/hostile.rs"]
+mod list;
 mod support;
 
 use std::io::Read;
@@ -201,22 +203,8 @@ fn devices_with_impossible_numbers_are_refused() {
 
 #[test]
 fn a_terabyte_of_hole_takes_no_room() {
-    // Old GNU sparse: 1 TiB with one byte at its end.
     let size = 1u64 << 40;
-    let mut block = [0u8; 512];
-    block[..6].copy_from_slice(b"sparse");
-    block[124..135].copy_from_slice(b"00000000001");
-    block[156] = b'S';
-    block[257..265].copy_from_slice(b"ustar  \0");
-    let number = |value: u64| {
-        let mut field = [0u8; 12];
-        field[4..].copy_from_slice(&value.to_be_bytes());
-        field[0] = 0x80;
-        field
-    };
-    block[386..398].copy_from_slice(&number(size - 1));
-    block[398..410].copy_from_slice(&number(1));
-    block[483..495].copy_from_slice(&number(size));
+    let block = list::terabyte_of_hole();
     let archive = Archive::new().raw(block).data(b"!").end();
     let work = tempfile::tempdir().unwrap();
     let out = work.path().join("out");
@@ -395,6 +383,55 @@ fn files_below(directory: &std::path::Path) -> usize {
             false => 1,
         })
         .sum()
+}
+
+/// Every image of the list, through the store, as an archive of an OCI layout. A running server is given the same ones.
+mod through_the_store {
+    use super::list::{Ends, for_each_hostile, hostile, limits, oci_archive};
+    use super::*;
+
+    async fn run(name: &str) {
+        let image = hostile(name);
+        let archive = oci_archive(&image.layers);
+        match image.ends {
+            Ends::Refused(code, words) => {
+                let error = refused_by_store(&archive, limits()).await;
+                assert_eq!(error.code, code, "{error}");
+                assert!(error.to_string().contains(words), "{error}");
+            }
+            Ends::Harmless(names) => {
+                let work = tempfile::tempdir().unwrap();
+                let path = work.path().join("archive");
+                std::fs::write(&path, archive).unwrap();
+                let store =
+                    ImageStore::open(&work.path().join("data"), Options::default()).unwrap();
+                let request = LoadRequest {
+                    path,
+                    name: Some("localhost/hostile:1".into()),
+                    ..LoadRequest::default()
+                };
+                let records = store.load(request, support::quiet()).await.unwrap();
+                let disk = store.disk(&records[0].digest).await.unwrap();
+                let found = support::reading::scan_image(&disk);
+                let found: Vec<_> = found
+                    .keys()
+                    .map(|name| String::from_utf8_lossy(name))
+                    .collect();
+                assert_eq!(found, names);
+            }
+        }
+        assert!(!std::path::Path::new("/tmp/warren-escape").exists());
+    }
+
+    macro_rules! each {
+        ($($name:ident),* $(,)?) => {
+            $(#[tokio::test]
+            async fn $name() {
+                run(stringify!($name)).await;
+            })*
+        };
+    }
+    for_each_hostile!(each);
 }
 
 #[tokio::test]

@@ -85,10 +85,11 @@ impl ImageStore {
             };
             let progress = Arc::clone(progress);
             let work = self.flights.join(image.digest(), progress, start);
-            // Both to their ends: nothing is still being written when a failure is told.
-            let (work, documents) = futures::join!(work, self.put_documents(&image));
+            // Both to their ends: nothing is still being written when a failure is told, and nothing of a refused image
+            // is left.
+            let (work, documents) = futures::join!(work, self.stage_documents(&image));
             work.map_err(StoreError::Shared)?;
-            documents?;
+            documents?.publish().await?;
         }
         reached("load.content-here");
         for layer in &image.layers {

@@ -155,8 +155,12 @@ impl ImageStore {
     }
 
     async fn put_documents(&self, image: &Image) -> Result<(), StoreError> {
+        self.stage_documents(image).await?.publish().await
+    }
+
+    async fn stage_documents(&self, image: &Image) -> Result<content::Staged, StoreError> {
         let documents = vec![image.manifest.clone(), image.configuration.clone()];
-        self.content.put(documents).await
+        self.content.stage(documents).await
     }
 
     /// Writes the record of an image that is whole, and on which the caller has a lease.

@@ -128,32 +128,61 @@ impl Content {
 
     /// Keeps documents that were checked, durably. A damaged one is replaced.
     pub(super) async fn put(&self, documents: Vec<Verbatim>) -> Result<(), StoreError> {
+        self.stage(documents).await?.publish().await
+    }
+
+    /// Writes documents that were checked, durably, and shows none of them yet.
+    pub(super) async fn stage(&self, documents: Vec<Verbatim>) -> Result<Staged, StoreError> {
         let documents: Vec<(PathBuf, Verbatim)> = documents
             .into_iter()
             .map(|document| (self.path(&document.digest), document))
             .collect();
         blocking_io(move || {
+            let mut staged = Vec::new();
             for (path, document) in documents {
                 if std::fs::read(&path).is_ok_and(|known| known == document.bytes) {
                     continue;
                 }
                 let mut temporary = Temporary::beside(&path)?;
                 temporary.file().write_all(&document.bytes)?;
-                temporary.publish(&path)?;
-                reached("image.document-published");
+                temporary.sync()?;
+                staged.push((path, temporary));
             }
-            Ok(())
+            Ok(Staged(staged))
         })
         .await
-        .map_err(|source| StoreError::Disk {
-            what: "keeping a manifest",
-            source,
-        })
+        .map_err(keeping)
     }
 
     /// Takes a blob away, whoever may need it: it is damaged.
     pub(super) fn remove(&self, digest: &Digest) -> io::Result<()> {
         publish::remove(&self.path(digest))
+    }
+}
+
+/// Documents that are on disk under other names than their own; gone when it is dropped.
+#[derive(Debug)]
+pub(super) struct Staged(Vec<(PathBuf, Temporary)>);
+
+impl Staged {
+    /// Shows them.
+    pub(super) async fn publish(self) -> Result<(), StoreError> {
+        blocking_io(move || {
+            for (path, temporary) in self.0 {
+                temporary.publish_synced(&path)?;
+                reached("image.document-published");
+            }
+            Ok(())
+        })
+        .await
+        .map_err(keeping)
+    }
+}
+
+fn keeping(source: io::Error) -> StoreError {
+    StoreError::Disk {
+        what: "keeping a manifest",
+        source,
     }
 }
 
