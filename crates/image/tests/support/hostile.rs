@@ -6,10 +6,13 @@
     reason = "each of its users has its own part of it"
 )]
 
+#[path = "archive.rs"]
+mod archive;
+
 use std::io::Write;
 use std::time::Duration;
 
-use crate::support::archive::{Archive, gzip};
+use archive::{Archive, gzip};
 use warren_image::{Digest, Limits};
 
 /// A layer, as it is stored.
