@@ -32,6 +32,12 @@ pub(super) fn make(target: &Path, size: u64) -> Result<(), VolumeError> {
         .map_err(disk("running mkfs.ext4"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
+        // Without a language set it says what the C library calls ENOSPC.
+        if said.contains("No space left on device") {
+            return Err(disk("making an empty disk")(
+                std::io::ErrorKind::StorageFull.into(),
+            ));
+        }
         return Err(VolumeError::Mkfs(said.trim().chars().take(300).collect()));
     }
     temporary

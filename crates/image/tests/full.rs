@@ -1,0 +1,304 @@
+//! A full file system, at every write that images and disks make: it is told as such, nothing half-made is left, what was
+//! there stays whole, and everything works again once there is room.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test")]
+
+mod support;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bytes::Bytes;
+use support::registry::Registry;
+use support::{have, one_file, quiet, run, skip, store, temporaries, write_layout};
+use warren_core::ports::images::{ImageUpkeep as _, LoadRequest, PruneRequest};
+use warren_core::ports::{Images as _, Presence, Volumes as _};
+use warren_core::storage::{PruneMode, PruneScope, Repair};
+use warren_core::units::ByteSize;
+use warren_core::{ErrorClass, PortError};
+use warren_image::{Digest, ImageStore, UploadError, WritableDisks};
+
+/// Room for everything a test does.
+const PLENTY: u64 = 64 << 20;
+/// tmpfs gives room by the page.
+const PAGE: u64 = 4096;
+
+/// A small file system of one's own, unmounted at the end.
+struct Small {
+    at: PathBuf,
+}
+
+impl Small {
+    fn tmpfs(test: &str, at: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let options = format!("size={PLENTY},mode=0755");
+        Self::mount(test, at, &["-t", "tmpfs", "-o", &options, "warren-test"])
+    }
+
+    /// An ext4 of 16 MiB in a file.
+    fn ext4(test: &str, at: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let file = at.with_extension("img");
+        std::fs::File::create_new(&file)
+            .unwrap()
+            .set_len(16 << 20)
+            .unwrap();
+        run(Command::new("/sbin/mkfs.ext4")
+            .args(["-q", "-m", "0", "-b", "4096"])
+            .arg(&file));
+        Self::mount(
+            test,
+            at,
+            &["-t", "ext4", "-o", "loop", file.to_str().unwrap()],
+        )
+    }
+
+    fn mount(test: &str, at: PathBuf, what: &[&str]) -> Option<Self> {
+        let output = Command::new("mount").args(what).arg(&at).output().unwrap();
+        if output.status.success() {
+            return Some(Small { at });
+        }
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("permi") || said.contains("loop"), "{said}");
+        skip(
+            test,
+            &format!("mounting is not possible here: {}", said.trim()),
+        );
+        None
+    }
+
+    /// Lets a tmpfs have so much room in all.
+    fn resize(&self, bytes: u64) {
+        // To tmpfs, no size at all is as much as there is.
+        let bytes = bytes.max(PAGE);
+        run(Command::new("mount")
+            .args(["-o", &format!("remount,size={bytes}")])
+            .arg(&self.at));
+    }
+
+    fn used(&self) -> u64 {
+        let found = rustix::fs::statvfs(&self.at).unwrap();
+        (found.f_blocks - found.f_bfree) * found.f_frsize
+    }
+
+    /// Takes all room but so much, with a file that is made anew each time.
+    fn leave(&self, bytes: u64) {
+        let ballast = self.at.join("ballast");
+        self.throw_ballast();
+        let found = rustix::fs::statvfs(&self.at).unwrap();
+        let take = (found.f_bavail * found.f_frsize).saturating_sub(bytes);
+        let file = std::fs::File::create_new(&ballast).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
+    }
+
+    fn throw_ballast(&self) {
+        drop(std::fs::remove_file(self.at.join("ballast")));
+        // ext4 gives freed blocks out again when their removal is in the journal.
+        rustix::fs::syncfs(std::fs::File::open(&self.at).unwrap()).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        run(Command::new("umount").args(["--lazy"]).arg(&self.at));
+    }
+}
+
+fn is_full(error: &PortError) -> bool {
+    (error.class, error.code) == (ErrorClass::NoSpace, "disk_full")
+}
+
+/// Does `act` to a fresh store with ever more room, until it succeeds. Each failure must be that there is no room,
+/// must leave nothing half-made, and must be over once there is room.
+async fn with_ever_more_room<Fut>(small: &Small, what: &str, act: impl Fn(Store) -> Fut)
+where
+    Fut: Future<Output = Result<(), PortError>>,
+{
+    let mut failures = 0;
+    for n in 0.. {
+        let data = small.at.join(n.to_string());
+        let store = Store::open(&data);
+        small.resize(small.used() + n * PAGE);
+        let result = act(store.clone()).await;
+        assert_eq!(temporaries(&data), 0, "{what}, {n} pages");
+        small.resize(PLENTY);
+        match &result {
+            Ok(()) => {}
+            Err(error) => {
+                failures += 1;
+                assert!(is_full(error), "{what}, {n} pages: {error:?}");
+                assert_eq!(store.images.list().await.unwrap(), [], "{what}, {n} pages");
+                act(store.clone()).await.unwrap();
+            }
+        }
+        for record in store.images.list().await.unwrap() {
+            let found = store.images.verify(&record.id, Repair::No).await.unwrap();
+            assert!(found.is_sound(), "{what}, {n} pages: {found:?}");
+        }
+        assert_eq!(temporaries(&data), 0, "{what}, {n} pages");
+        drop(store);
+        std::fs::remove_dir_all(&data).unwrap();
+        if result.is_ok() {
+            break;
+        }
+    }
+    assert!(failures > 3, "{what}: only {failures} writes failed");
+}
+
+#[derive(Clone)]
+struct Store {
+    images: std::sync::Arc<ImageStore>,
+    disks: std::sync::Arc<WritableDisks>,
+}
+
+impl Store {
+    fn open(data: &Path) -> Self {
+        Store {
+            images: store(data).into(),
+            disks: WritableDisks::open(data).unwrap().into(),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_at_each_write_is_told_and_harms_nothing() {
+    let test = "a_full_disk_at_each_write_is_told_and_harms_nothing";
+    if !have(test, &["docker-registry", "skopeo"]) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let Some(small) = Small::tmpfs(test, work.path().join("small")) else {
+        return;
+    };
+    let layers = [one_file("a", 9000), one_file("b", 3000)];
+    let layout = work.path().join("layout");
+    write_layout(&layout, "v1", &layers);
+    let registry = Registry::start(work.path(), "");
+    registry.push(&layout, "v1", "web:1", &[]);
+    let docker = work.path().join("docker.tar");
+    run(Command::new("skopeo")
+        .args(["copy", "--quiet", "--insecure-policy"])
+        .arg(format!("oci:{}:v1", layout.display()))
+        .arg(format!("docker-archive:{}:web:9", docker.display())));
+    let zipped = work.path().join("docker.tar.gz");
+    std::fs::write(&zipped, support::gzip(&std::fs::read(&docker).unwrap())).unwrap();
+    let tarball = work.path().join("root.tar.gz");
+    std::fs::write(&tarball, &layers[0].0).unwrap();
+
+    with_ever_more_room(&small, "pull", |store| {
+        let request = registry.request("web:1");
+        async move { store.images.pull(request, quiet()).await.map(drop) }
+    })
+    .await;
+    for path in [&layout, &docker, &zipped, &tarball] {
+        let what = format!("load {}", path.display());
+        with_ever_more_room(&small, &what, |store| {
+            let request = LoadRequest {
+                path: path.clone(),
+                name: Some("localhost/x".into()),
+                ..LoadRequest::default()
+            };
+            async move { store.images.load(request, quiet()).await.map(drop) }
+        })
+        .await;
+    }
+    let bytes = Bytes::from(one_file("u", 40_000).1);
+    with_ever_more_room(&small, "upload", |store| {
+        let bytes = bytes.clone();
+        async move { upload(&store.images, bytes).await }
+    })
+    .await;
+    // Making the ready-made disk and cloning it; then only cloning.
+    with_ever_more_room_for_disks(&small).await;
+}
+
+async fn upload(images: &ImageStore, bytes: Bytes) -> Result<(), PortError> {
+    let told = |error: UploadError| match error {
+        UploadError::Disk(source) => PortError::io("writing an upload", source),
+        other => panic!("{other}"),
+    };
+    let content = images.content();
+    let id = content.create_upload().await.map_err(told)?;
+    for (n, piece) in bytes.chunks(10_000).enumerate() {
+        let piece = Bytes::copy_from_slice(piece);
+        let append = content.append(&id, n as u64 * 10_000, piece).await;
+        append.map_err(told)?;
+    }
+    let digest = Digest::of(&bytes);
+    content.finish_upload(&id, &digest).await.map_err(told)?;
+    Ok(())
+}
+
+async fn with_ever_more_room_for_disks(small: &Small) {
+    let data = small.at.join("disks");
+    let store = Store::open(&data);
+    let disk = data.join("disk.ext4");
+    let size = ByteSize::mib(32);
+    let ensure = async || store.disks.ensure_empty(&disk, size).await;
+    for ready_made in [false, true] {
+        let mut failures = 0;
+        for room in (0..).step_by(16) {
+            small.resize(small.used() + room * PAGE);
+            let result = ensure().await;
+            small.resize(PLENTY);
+            assert_eq!(temporaries(&data), 0);
+            let Err(error) = result else { break };
+            failures += 1;
+            assert!(is_full(&error), "{room} pages: {error:?}");
+            assert_eq!(store.disks.observe(&disk).await.unwrap(), Presence::Absent);
+        }
+        assert!(failures > 0, "ready-made: {ready_made}");
+        run(Command::new("/sbin/e2fsck").args(["-f", "-n"]).arg(&disk));
+        store.disks.remove(&disk).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_ext4_is_told_and_harms_nothing() {
+    let test = "a_full_ext4_is_told_and_harms_nothing";
+    let work = tempfile::tempdir().unwrap();
+    let Some(small) = Small::ext4(test, work.path().join("small")) else {
+        return;
+    };
+    let layout = work.path().join("layout");
+    write_layout(
+        &layout,
+        "v1",
+        &[one_file("a", 600_000), one_file("b", 200_000)],
+    );
+    let data = small.at.join("data");
+    let images = store(&data);
+    let load = || {
+        let request = LoadRequest {
+            path: layout.clone(),
+            name: Some("localhost/x".into()),
+            ..LoadRequest::default()
+        };
+        images.load(request, quiet())
+    };
+    let empty = small.used();
+    let record = load().await.unwrap().remove(0);
+    let needed = small.used() - empty;
+    images.remove(&record.id, &[]).await.unwrap();
+    for percent in [0, 1, 10, 30, 50, 70, 90] {
+        small.leave(needed * percent / 100);
+        let error = load().await.unwrap_err();
+        assert!(is_full(&error), "{percent} %: {error:?}");
+        assert_eq!(temporaries(&data), 0);
+        assert_eq!(images.list().await.unwrap(), []);
+        let everything = PruneRequest {
+            scope: PruneScope::Unreferenced,
+            mode: PruneMode::Remove,
+            in_use: Vec::new(),
+        };
+        images.prune(everything).await.unwrap();
+    }
+    small.throw_ballast();
+    let record = load().await.unwrap().remove(0);
+    // Upkeep needs no room of its own; ext4 keeps some for what it has not written yet.
+    small.leave(256 << 10);
+    let found = images.verify(&record.id, Repair::No).await.unwrap();
+    assert!(found.is_sound(), "{found:?}");
+    images.remove(&record.id, &[]).await.unwrap();
+    load().await.unwrap();
+}
