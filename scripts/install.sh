@@ -184,7 +184,7 @@ install_for_test() {
     install_missing \
         python3=python3 git=git openssl=openssl \
         '?docker-registry=docker-registry' '?skopeo=skopeo' '?umoci=umoci' '?buildah=buildah' \
-        '?fsck.erofs=erofs-utils' '?debootstrap=debootstrap' '?shellcheck=shellcheck'
+        '?fsck.erofs=erofs-utils' '?mkfs.xfs=xfsprogs' '?debootstrap=debootstrap' '?shellcheck=shellcheck'
     python3 -c 'import ensurepip' 2>/dev/null || install_missing '?file:/nonexistent=python3-venv'
     ensure_rust_lints
     ensure_cargo_tool cargo-nextest

@@ -12,7 +12,7 @@ use std::process::Command;
 use bytes::Bytes;
 use serde_json::Value;
 use support::registry::Registry;
-use support::{have, one_file, quiet, run, store, temporaries, write_layout};
+use support::{have, leftovers, one_file, quiet, run, store, temporaries, write_layout};
 use warren_core::ErrorClass;
 use warren_core::image::ImageRecord;
 use warren_core::ports::Images as _;
@@ -122,7 +122,7 @@ async fn every_way_in_keeps_exactly_what_came() {
             let images = store(&data);
             let record = load(&images, path, "localhost/x").await;
             made.push(contents(&images, &record));
-            assert_eq!(temporaries(&data), 0);
+            assert_eq!(leftovers(&data), 0);
         }
         assert_eq!(made[0], made[1]);
         let [manifest, config, blobs @ ..] = &made[0][..] else {
@@ -198,7 +198,7 @@ async fn what_an_older_version_did_not_keep_comes_with_the_next_pull_or_load() {
         let again = bring(&images).await;
         assert_eq!(contents(&images, &again).len(), 4, "{way}");
         assert_eq!(inode(&disk), before, "{way}: the disk was written again");
-        assert_eq!(temporaries(&data), 0);
+        assert_eq!(leftovers(&data), 0);
     }
 }
 
@@ -225,7 +225,7 @@ async fn a_damaged_layer_does_not_become_a_blob() {
         for found in [Digest::of(&bad), Digest::of(&good)] {
             assert_eq!(images.content().size(&found), None, "{disk}");
         }
-        assert_eq!(temporaries(&data), 0, "{disk}");
+        assert_eq!(leftovers(&data), 0, "{disk}");
         // Now with the disk here and only this blob missing.
         std::fs::write(&blob, &good).unwrap();
         load(&images, &layout, "localhost/x").await;
@@ -296,7 +296,7 @@ async fn an_upload_becomes_a_blob_when_its_digest_is_right() {
     let id = content.create_upload().await.unwrap();
     assert!(content.cancel_upload(&id));
     assert!(!content.cancel_upload(&id));
-    assert_eq!(temporaries(work.path()), 0);
+    assert_eq!(leftovers(work.path()), 0);
     // What a server that died had of one is removed by the next.
     let id = content.create_upload().await.unwrap();
     content
@@ -306,7 +306,7 @@ async fn an_upload_becomes_a_blob_when_its_digest_is_right() {
     assert_eq!(temporaries(work.path()), 1);
     drop(images);
     drop(store(work.path()));
-    assert_eq!(temporaries(work.path()), 0);
+    assert_eq!(leftovers(work.path()), 0);
 }
 
 #[tokio::test]
@@ -418,5 +418,5 @@ async fn a_removed_image_takes_along_what_nobody_else_needs() {
     images.remove(&second.id, &[]).await.unwrap();
     assert_eq!(images.list().await.unwrap(), []);
     assert!(here(&shared) && here(&other));
-    assert_eq!(temporaries(&data), 0);
+    assert_eq!(leftovers(&data), 0);
 }

@@ -5,104 +5,19 @@
 mod support;
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use bytes::Bytes;
 use support::registry::Registry;
-use support::{have, one_file, quiet, run, skip, store, temporaries, write_layout};
+use support::small::{PAGE, PLENTY, Small};
+use support::{have, leftovers, one_file, quiet, run, store, write_layout};
 use warren_core::ports::images::{ImageUpkeep as _, LoadRequest, PruneRequest};
 use warren_core::ports::{Images as _, Presence, Volumes as _};
 use warren_core::storage::{PruneMode, PruneScope, Repair};
 use warren_core::units::ByteSize;
 use warren_core::{ErrorClass, PortError};
 use warren_image::{Digest, ImageStore, UploadError, WritableDisks};
-
-/// Room for everything a test does.
-const PLENTY: u64 = 64 << 20;
-/// tmpfs gives room by the page.
-const PAGE: u64 = 4096;
-
-/// A small file system of one's own, unmounted at the end.
-struct Small {
-    at: PathBuf,
-}
-
-impl Small {
-    fn tmpfs(test: &str, at: PathBuf) -> Option<Self> {
-        std::fs::create_dir_all(&at).unwrap();
-        let options = format!("size={PLENTY},mode=0755");
-        Self::mount(test, at, &["-t", "tmpfs", "-o", &options, "warren-test"])
-    }
-
-    /// An ext4 of 16 MiB in a file.
-    fn ext4(test: &str, at: PathBuf) -> Option<Self> {
-        std::fs::create_dir_all(&at).unwrap();
-        let file = at.with_extension("img");
-        std::fs::File::create_new(&file)
-            .unwrap()
-            .set_len(16 << 20)
-            .unwrap();
-        run(Command::new("/sbin/mkfs.ext4")
-            .args(["-q", "-m", "0", "-b", "4096"])
-            .arg(&file));
-        Self::mount(
-            test,
-            at,
-            &["-t", "ext4", "-o", "loop", file.to_str().unwrap()],
-        )
-    }
-
-    fn mount(test: &str, at: PathBuf, what: &[&str]) -> Option<Self> {
-        let output = Command::new("mount").args(what).arg(&at).output().unwrap();
-        if output.status.success() {
-            return Some(Small { at });
-        }
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(said.contains("permi") || said.contains("loop"), "{said}");
-        skip(
-            test,
-            &format!("mounting is not possible here: {}", said.trim()),
-        );
-        None
-    }
-
-    /// Lets a tmpfs have so much room in all.
-    fn resize(&self, bytes: u64) {
-        // To tmpfs, no size at all is as much as there is.
-        let bytes = bytes.max(PAGE);
-        run(Command::new("mount")
-            .args(["-o", &format!("remount,size={bytes}")])
-            .arg(&self.at));
-    }
-
-    fn used(&self) -> u64 {
-        let found = rustix::fs::statvfs(&self.at).unwrap();
-        (found.f_blocks - found.f_bfree) * found.f_frsize
-    }
-
-    /// Takes all room but so much, with a file that is made anew each time.
-    fn leave(&self, bytes: u64) {
-        let ballast = self.at.join("ballast");
-        self.throw_ballast();
-        let found = rustix::fs::statvfs(&self.at).unwrap();
-        let take = (found.f_bavail * found.f_frsize).saturating_sub(bytes);
-        let file = std::fs::File::create_new(&ballast).unwrap();
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
-    }
-
-    fn throw_ballast(&self) {
-        drop(std::fs::remove_file(self.at.join("ballast")));
-        // ext4 gives freed blocks out again when their removal is in the journal.
-        rustix::fs::syncfs(std::fs::File::open(&self.at).unwrap()).unwrap();
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        run(Command::new("umount").args(["--lazy"]).arg(&self.at));
-    }
-}
 
 fn is_full(error: &PortError) -> bool {
     (error.class, error.code) == (ErrorClass::NoSpace, "disk_full")
@@ -120,7 +35,7 @@ where
         let store = Store::open(&data);
         small.resize(small.used() + n * PAGE);
         let result = act(store.clone()).await;
-        assert_eq!(temporaries(&data), 0, "{what}, {n} pages");
+        assert_eq!(leftovers(&data), 0, "{what}, {n} pages");
         small.resize(PLENTY);
         match &result {
             Ok(()) => {}
@@ -135,7 +50,7 @@ where
             let found = store.images.verify(&record.id, Repair::No).await.unwrap();
             assert!(found.is_sound(), "{what}, {n} pages: {found:?}");
         }
-        assert_eq!(temporaries(&data), 0, "{what}, {n} pages");
+        assert_eq!(leftovers(&data), 0, "{what}, {n} pages");
         drop(store);
         std::fs::remove_dir_all(&data).unwrap();
         if result.is_ok() {
@@ -241,7 +156,7 @@ async fn with_ever_more_room_for_disks(small: &Small) {
             small.resize(small.used() + room * PAGE);
             let result = ensure().await;
             small.resize(PLENTY);
-            assert_eq!(temporaries(&data), 0);
+            assert_eq!(leftovers(&data), 0);
             let Err(error) = result else { break };
             failures += 1;
             assert!(is_full(&error), "{room} pages: {error:?}");
@@ -284,7 +199,7 @@ async fn a_full_ext4_is_told_and_harms_nothing() {
         small.leave(needed * percent / 100);
         let error = load().await.unwrap_err();
         assert!(is_full(&error), "{percent} %: {error:?}");
-        assert_eq!(temporaries(&data), 0);
+        assert_eq!(leftovers(&data), 0);
         assert_eq!(images.list().await.unwrap(), []);
         let everything = PruneRequest {
             scope: PruneScope::Unreferenced,

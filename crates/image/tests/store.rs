@@ -8,13 +8,11 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use support::registry::Registry;
-use support::{gzip, have, one_file, quiet, run, store, temporaries, write_layout};
+use support::{gzip, have, leftovers, one_file, quiet, run, store, write_layout};
 use warren_core::ErrorClass;
 use warren_core::image::{ImageProgress, LayerPhase};
+use warren_core::ports::Images as _;
 use warren_core::ports::images::{LoadRequest, PullRequest, RegistryCredentials, Transport};
-use warren_core::ports::{Images as _, Presence, Volumes as _};
-use warren_core::units::ByteSize;
-use warren_image::WritableDisks;
 
 const TOOLS: [&str; 3] = ["docker-registry", "skopeo", "fsck.erofs"];
 
@@ -115,7 +113,7 @@ async fn a_second_pull_fetches_only_what_changed() {
         (missing.class, missing.code),
         (ErrorClass::NotFound, "image_not_here")
     );
-    assert_eq!(temporaries(&data), 0);
+    assert_eq!(leftovers(&data), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -298,7 +296,7 @@ async fn archives_and_tarballs_load() {
     assert!(images.disk(&digest.to_string()).await.is_err());
     std::fs::write(&blob, &good).unwrap();
     load(&other, Some("localhost/z")).await.unwrap();
-    assert_eq!(temporaries(&data), 0);
+    assert_eq!(leftovers(&data), 0);
 }
 
 #[tokio::test]
@@ -315,35 +313,4 @@ async fn a_restart_cleans_what_nobody_holds_and_keeps_the_rest() {
     assert!(!left.exists());
     assert!(held.exists());
     assert_eq!(images.list().await.unwrap(), []);
-}
-
-#[tokio::test]
-async fn writable_disks_are_clean_sparse_and_of_their_size() {
-    let test = "writable_disks_are_clean_sparse_and_of_their_size";
-    if !Path::new("/sbin/mkfs.ext4").is_file() {
-        support::skip(test, "mkfs.ext4 is not installed");
-        return;
-    }
-    let work = tempfile::tempdir().unwrap();
-    let disks = WritableDisks::open(work.path()).unwrap();
-    let size = ByteSize::gib(2);
-    let path = work.path().join("disk.img");
-    assert_eq!(disks.observe(&path).await.unwrap(), Presence::Absent);
-    disks.ensure_empty(&path, size).await.unwrap();
-    assert_eq!(disks.observe(&path).await.unwrap(), Presence::Present);
-    assert_eq!(path.metadata().unwrap().len(), size.0);
-    assert!(disks.usage(&path).await.unwrap() < ByteSize::mib(16));
-    run(Command::new("/sbin/e2fsck").args(["-f", "-n"]).arg(&path));
-    // An existing disk stays as it is, whatever size is asked for.
-    std::fs::write(&path, b"the user's").unwrap();
-    disks.ensure_empty(&path, ByteSize::gib(1)).await.unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), b"the user's");
-    let refused = disks
-        .ensure_empty(&work.path().join("tiny"), ByteSize(4096))
-        .await
-        .unwrap_err();
-    assert_eq!(refused.code, "disk_size_invalid");
-    disks.remove(&path).await.unwrap();
-    disks.remove(&path).await.unwrap();
-    assert_eq!(disks.observe(&path).await.unwrap(), Presence::Absent);
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use support::registry::Registry;
-use support::{have, one_file, quiet, store, temporaries, write_layout};
+use support::{have, leftovers, one_file, quiet, store, write_layout};
 use warren_core::image::ImageRecord;
 use warren_core::ports::Images as _;
 use warren_core::ports::images::{ImageUpkeep as _, LoadRequest, PruneRequest};
@@ -231,7 +231,7 @@ async fn a_disk_whose_tag_moved_on_goes_unless_an_instance_runs_from_it() {
         .await;
     assert_eq!((gone.disks, gone.blobs, gone.images.len()), (0, 2, 0));
     assert!(world.verify(&new, Repair::No).await.is_sound());
-    assert_eq!(temporaries(&world.data()), 0);
+    assert_eq!(leftovers(&world.data()), 0);
 }
 
 #[tokio::test]
@@ -417,7 +417,7 @@ async fn reading_an_image_again_names_what_is_damaged() {
 
     let missing = world.images.verify("none", Repair::No).await.unwrap_err();
     assert_eq!(missing.code, "image_not_here");
-    assert_eq!(temporaries(&world.data()), 0);
+    assert_eq!(leftovers(&world.data()), 0);
 }
 
 fn configuration(world: &World, record: &ImageRecord) -> Digest {

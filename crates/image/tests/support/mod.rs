@@ -10,6 +10,7 @@
 pub mod archive;
 pub mod reading;
 pub mod registry;
+pub mod small;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -123,6 +124,18 @@ pub fn store(data: &Path) -> ImageStore {
 pub fn temporaries(data: &Path) -> usize {
     let listing = run(Command::new("find").arg(data).args(["-name", ".tmp-*"]));
     listing.iter().filter(|b| **b == b'\n').count()
+}
+
+/// Temporary files that stay: what was cancelled takes its own away a moment later.
+pub fn leftovers(data: &Path) -> usize {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    loop {
+        let left = temporaries(data);
+        if left == 0 || std::time::Instant::now() > deadline {
+            return left;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
 }
 
 /// Writes an OCI layout of layers (compressed bytes, uncompressed bytes).

@@ -1,0 +1,108 @@
+//! File systems with little room, or with powers of their own, for tests.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::{run, skip};
+
+/// Room for everything a test does.
+pub const PLENTY: u64 = 64 << 20;
+/// tmpfs gives room by the page.
+pub const PAGE: u64 = 4096;
+
+/// A small file system of one's own, unmounted at the end.
+pub struct Small {
+    pub at: PathBuf,
+}
+
+impl Small {
+    pub fn tmpfs(test: &str, at: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let options = format!("size={PLENTY},mode=0755");
+        Self::mount(test, at, &["-t", "tmpfs", "-o", &options, "warren-test"])
+    }
+
+    /// An ext4 of 16 MiB in a file.
+    pub fn ext4(test: &str, at: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let file = at.with_extension("img");
+        std::fs::File::create_new(&file)
+            .unwrap()
+            .set_len(16 << 20)
+            .unwrap();
+        run(Command::new("/sbin/mkfs.ext4")
+            .args(["-q", "-m", "0", "-b", "4096"])
+            .arg(&file));
+        Self::mount(
+            test,
+            at,
+            &["-t", "ext4", "-o", "loop", file.to_str().unwrap()],
+        )
+    }
+
+    /// An XFS, whose files can share blocks; 320 MiB is about the smallest there is.
+    pub fn xfs(test: &str, at: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let file = at.with_extension("img");
+        let image = std::fs::File::create_new(&file).unwrap();
+        image.set_len(320 << 20).unwrap();
+        run(Command::new("mkfs.xfs")
+            .args(["-q", "-m", "reflink=1"])
+            .arg(&file));
+        Self::mount(
+            test,
+            at,
+            &["-t", "xfs", "-o", "loop", file.to_str().unwrap()],
+        )
+    }
+
+    fn mount(test: &str, at: PathBuf, what: &[&str]) -> Option<Self> {
+        let output = Command::new("mount").args(what).arg(&at).output().unwrap();
+        if output.status.success() {
+            return Some(Small { at });
+        }
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("permi") || said.contains("loop"), "{said}");
+        skip(
+            test,
+            &format!("mounting is not possible here: {}", said.trim()),
+        );
+        None
+    }
+
+    /// Lets a tmpfs have so much room in all.
+    pub fn resize(&self, bytes: u64) {
+        // To tmpfs, no size at all is as much as there is.
+        let bytes = bytes.max(PAGE);
+        run(Command::new("mount")
+            .args(["-o", &format!("remount,size={bytes}")])
+            .arg(&self.at));
+    }
+
+    pub fn used(&self) -> u64 {
+        let found = rustix::fs::statvfs(&self.at).unwrap();
+        (found.f_blocks - found.f_bfree) * found.f_frsize
+    }
+
+    /// Takes all room but so much, with a file that is made anew each time.
+    pub fn leave(&self, bytes: u64) {
+        let ballast = self.at.join("ballast");
+        self.throw_ballast();
+        let found = rustix::fs::statvfs(&self.at).unwrap();
+        let take = (found.f_bavail * found.f_frsize).saturating_sub(bytes);
+        let file = std::fs::File::create_new(&ballast).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
+    }
+
+    pub fn throw_ballast(&self) {
+        drop(std::fs::remove_file(self.at.join("ballast")));
+        // ext4 gives freed blocks out again when their removal is in the journal.
+        rustix::fs::syncfs(std::fs::File::open(&self.at).unwrap()).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        run(Command::new("umount").args(["--lazy"]).arg(&self.at));
+    }
+}
