@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use warren_core::PortError;
 use warren_core::image::ImageRecord;
 use warren_core::ports::host_link::{HostImages, ImageImport, ImageUpdate};
-use warren_core::ports::images::{ProgressSink, PruneRequest};
+use warren_core::ports::images::{ProgressSink, PruneRequest, PullRequest};
 use warren_core::ports::{BoxStream, Images};
 use warren_core::storage::{Pruned, Repair, Verification};
 
@@ -46,6 +46,10 @@ impl Drop for Import {
 
 #[async_trait]
 impl HostImages for AgentImages {
+    async fn check_pull(&self, request: &PullRequest) -> Result<(), PortError> {
+        self.images.check_pull(request)
+    }
+
     async fn import(&self, import: ImageImport) -> Result<BoxStream<ImageUpdate>, PortError> {
         let (sender, updates) = mpsc::channel(BACKLOG);
         let images = Arc::clone(&self.images);

@@ -334,7 +334,7 @@ impl App {
     /// Starts a pull, or joins the same one, or finds the image here already; returns its state at once.
     ///
     /// # Errors
-    /// A request that can never work; too many at once.
+    /// A request that can never work or is not allowed; too many at once.
     pub async fn pull(&self, request: CreateImageRequest) -> Result<Image, AppError> {
         check(&request)?;
         if let Some(record) = self.0.host.images().find(&request.name).await? {
@@ -348,7 +348,7 @@ impl App {
                 return Ok(convert::image(&record));
             }
         }
-        let job = self.pull_job(request)?;
+        let job = self.pull_job(request).await?;
         let place = self
             .0
             .jobs
@@ -363,16 +363,16 @@ impl App {
     /// name: a tag may have moved.
     ///
     /// # Errors
-    /// A request that can never work; too many at once.
-    pub fn pull_followed(
+    /// A request that can never work or is not allowed; too many at once.
+    pub async fn pull_followed(
         &self,
         request: CreateImageRequest,
     ) -> Result<BoxStream<'static, JobUpdate>, AppError> {
         check(&request)?;
-        Ok(self.pull_job(request)?.follow())
+        Ok(self.pull_job(request).await?.follow())
     }
 
-    fn pull_job(&self, mut request: CreateImageRequest) -> Result<Arc<Job>, AppError> {
+    async fn pull_job(&self, mut request: CreateImageRequest) -> Result<Arc<Job>, AppError> {
         let credentials = check(&request)?;
         request.credentials = None;
         let pull = PullRequest {
@@ -386,6 +386,8 @@ impl App {
             credentials,
             tags: request.tags.clone(),
         };
+        // What can never work is said at once, and not by a job that fails.
+        self.0.host.images().check_pull(&pull).await?;
         self.job(request, ImageImport::Pull(pull), Joins::Same, ())
     }
 

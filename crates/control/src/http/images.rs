@@ -47,7 +47,7 @@ pub(super) async fn create(
     body: Body<CreateImageRequest>,
 ) -> Reply {
     if wants_events(&headers) {
-        let updates = http.app.pull_followed(body.value)?;
+        let updates = http.app.pull_followed(body.value).await?;
         return Ok(sse::image_updates(&http, updates));
     }
     let app = http.app.clone();

@@ -247,3 +247,17 @@ async fn what_takes_room_is_told() {
     assert_eq!(usage["instances"][0]["disk_bytes"], 7);
     assert_eq!(usage["total_bytes"], 160 + 10 + 30);
 }
+
+#[tokio::test]
+async fn a_pull_that_may_not_be_is_refused_at_once() {
+    let world = world().await;
+    let request = json!({"name": "forbidden.example/web:1"});
+    let refused = world.call("POST", "/images", Some(request.clone())).await;
+    refused.problem(403, "registry_not_allowed");
+    let events = [("accept", "text/event-stream")];
+    let refused = world.with("POST", "/images", Some(request), &events).await;
+    refused.problem(403, "registry_not_allowed");
+    // No failed job is left of it.
+    let path = "/images/forbidden.example/web:1";
+    world.get(path).await.problem(404, "image_not_found");
+}

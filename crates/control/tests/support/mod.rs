@@ -27,7 +27,7 @@ use warren_core::ports::host_link::{
 use warren_core::ports::hypervisor::{
     Accelerator, HypervisorKind, HypervisorReport, ProcessIdentity,
 };
-use warren_core::ports::images::PruneRequest;
+use warren_core::ports::images::{PruneRequest, PullRequest};
 use warren_core::ports::network::AttachmentSpec;
 use warren_core::ports::{BoxStream, Clock};
 use warren_core::state::InstanceState;
@@ -493,6 +493,17 @@ fn session(command: ExecCommand) -> ExecSession {
 
 #[async_trait]
 impl HostImages for Host {
+    async fn check_pull(&self, request: &PullRequest) -> Result<(), PortError> {
+        match request.reference.starts_with("forbidden.example/") {
+            true => Err(PortError::new(
+                ErrorClass::Denied,
+                "registry_not_allowed",
+                "this host pulls from elsewhere",
+            )),
+            false => Ok(()),
+        }
+    }
+
     async fn import(&self, import: ImageImport) -> Result<BoxStream<ImageUpdate>, PortError> {
         let mut held = self.pulls_held.subscribe();
         let _ = held.wait_for(|held| !held).await;

@@ -245,6 +245,8 @@ pub trait HostUpkeep: Send + Sync {
 /// The image side of a host.
 #[async_trait]
 pub trait HostImages: Send + Sync {
+    /// Whether a pull may be begun at all; asks no registry.
+    async fn check_pull(&self, request: &PullRequest) -> Result<(), PortError>;
     /// Pulls or loads; dropping the stream cancels.
     async fn import(&self, import: ImageImport) -> Result<BoxStream<ImageUpdate>, PortError>;
     /// All records.

@@ -75,6 +75,8 @@ pub struct LoadRequest {
 /// The image store. Dropping a future of it cancels the work and leaves nothing but verified layers.
 #[async_trait]
 pub trait Images: Send + Sync {
+    /// Whether a pull may be begun at all: its words mean something, and its registry may be reached. Asks nobody.
+    fn check_pull(&self, request: &PullRequest) -> Result<(), PortError>;
     /// Resolves a reference, fetches what is missing, converts, records. Pulls of one image at once share the work.
     async fn pull(
         &self,

@@ -191,6 +191,10 @@ impl ImageStore {
 
 #[async_trait]
 impl Images for ImageStore {
+    fn check_pull(&self, request: &PullRequest) -> Result<(), PortError> {
+        Ok(self.admit_pull(request)?)
+    }
+
     async fn pull(
         &self,
         request: PullRequest,

@@ -14,15 +14,27 @@ use super::documents::Documents;
 use super::downloads::Layer as Found;
 use super::{ImageStore, NewRecord, StoreError, records};
 use crate::pipeline::{ConvertError, LayerInput};
-use crate::source::Reference;
 use crate::source::layout::{Known, open_regular};
 use crate::source::manifest::{self, Image, Platform, Wanted};
 use crate::source::registry::{Client, Download};
+use crate::source::{Reference, SourceError};
 
 /// How often download progress is told.
 const TICK: Duration = Duration::from_millis(100);
 
 impl ImageStore {
+    pub(super) fn admit_pull(&self, request: &PullRequest) -> Result<(), StoreError> {
+        if let Some(id) = &request.id {
+            records::check_id(id)?;
+        }
+        let reference: Reference = request.reference.parse().map_err(SourceError::from)?;
+        platform_of(request.platform.as_deref())?;
+        let settings = self.registries.settings();
+        Ok(settings
+            .allow(reference.registry())
+            .map_err(SourceError::from)?)
+    }
+
     pub(super) async fn pull_image(
         &self,
         request: PullRequest,
@@ -31,16 +43,13 @@ impl ImageStore {
         if let Some(id) = &request.id {
             records::check_id(id)?;
         }
-        let reference: Reference = request
-            .reference
-            .parse()
-            .map_err(crate::source::SourceError::from)?;
+        let reference: Reference = request.reference.parse().map_err(SourceError::from)?;
         let (platform, wanted) = platform_of(request.platform.as_deref())?;
         let client = self
             .registries
             .client(&reference, request.transport, request.credentials)
             .await
-            .map_err(crate::source::SourceError::from)?;
+            .map_err(SourceError::from)?;
         let client = Arc::new(client);
         let bytes = client.manifest(&reference).await?;
         let documents = Documents::new(&self.content, &self.asked, client.as_ref());

@@ -3,10 +3,12 @@
 //! as they are; everything else is `WARREN_…`.
 
 use super::image_limits::ImageLimits;
+use super::registries::{self, RegistryTable};
 use clap::Args;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use warren_core::ports::hypervisor::HypervisorKind;
@@ -83,13 +85,15 @@ pub(crate) struct Config {
     pub(crate) qemu: Option<PathBuf>,
     /// A guest kernel of one's own: a vmlinux or bzImage.
     pub(crate) kernel: Option<PathBuf>,
-    /// Registries that images may be pulled from, by host name; empty means any.
+    /// Registries that images may be pulled from and pushed to, by host name; empty means any.
     pub(crate) registries: Vec<String>,
     /// What one image may ask of this host.
     pub(crate) image_limits: ImageLimits,
     /// How much room images may take, such as `50GB`, before those go that no instance uses and that were not used for
     /// longest; as much as there is when absent.
     pub(crate) image_budget: Option<String>,
+    /// How single registries are reached: mirrors, CAs, plain HTTP, credentials.
+    pub(crate) registry: BTreeMap<String, RegistryTable>,
     /// Virtual processors that may be promised per real one.
     pub(crate) vcpu_overcommit: u32,
     /// What is logged: a level, or `target=level` pairs.
@@ -133,6 +137,7 @@ impl Default for Config {
             registries: Vec::new(),
             image_limits: ImageLimits::default(),
             image_budget: None,
+            registry: BTreeMap::new(),
             vcpu_overcommit: 16,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -175,7 +180,7 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     kernel: Option<PathBuf>,
-    /// Pull only from these registries [default: any]
+    /// Pull from and push to these registries only [default: any]
     #[arg(long, value_delimiter = ',', value_name = "HOST,…")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     registries: Vec<String>,
@@ -211,7 +216,7 @@ const PLAIN_NAMES: [&str; 8] = [
 ];
 
 /// `WARREN_…` names that are not the server's: the command line's, the scripts' and the tests'.
-const OTHER_NAMES: [&str; 16] = [
+const OTHER_NAMES: [&str; 17] = [
     "server",
     "token",
     "context",
@@ -228,6 +233,7 @@ const OTHER_NAMES: [&str; 16] = [
     "kills",
     "cloud_hypervisor",
     "firecracker",
+    "registry_password",
 ];
 
 /// The settings by name.
@@ -308,6 +314,7 @@ impl Config {
             "configuration: JWT_SECRET is set and empty: unset it, or give it a value"
         );
         config.image_limits.check()?;
+        registries::check(&config)?;
         Ok(config)
     }
 }
@@ -337,6 +344,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     #![expect(clippy::result_large_err, reason = "figment's own signature")]
     use super::*;
+    use warren_core::ports::images::{RegistryCredentials, Transport};
 
     #[test]
     fn the_environment_is_stronger_than_the_file_and_flags_than_both() {
@@ -367,6 +375,89 @@ mod tests {
             assert_eq!(Config::load(&flags).unwrap().port, 3);
             Ok(())
         });
+    }
+
+    #[test]
+    fn registries_are_configured_one_by_one() {
+        figment::Jail::expect_with(|jail| {
+            jail.create_file("password", "hush\n")?;
+            jail.create_file(
+                "w.toml",
+                r#"
+                registries = ["registry.example", "docker.io"]
+                [registry."docker.io"]
+                mirrors = ["https://mirror.example/hub", "http://10.0.0.5:5000"]
+                [registry."registry.example:5000"]
+                username = "warren"
+                password_file = "password"
+                [registry."plain.example:5000"]
+                plain_http = true
+                "#,
+            )?;
+            let flags = ServerFlags {
+                config: Some("w.toml".into()),
+                ..ServerFlags::default()
+            };
+            let config = Config::load(&flags).unwrap();
+            let settings = registries::settings(&config).unwrap();
+            assert_eq!(settings.hosts.len(), 3);
+            assert_eq!(settings.hosts["docker.io"].mirrors.len(), 2);
+            assert_eq!(
+                settings.hosts["registry.example:5000"].credentials,
+                Some(RegistryCredentials::Basic {
+                    username: "warren".into(),
+                    password: "hush".into()
+                })
+            );
+            assert_eq!(
+                settings.hosts["plain.example:5000"].transport,
+                Transport::PlainHttp
+            );
+            assert!(!format!("{config:?}{settings:?}").contains("hush"));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_mistake_about_a_registry_is_named() {
+        for (table, word) in [
+            ("[registry.\"https://r.example\"]", "not a registry"),
+            ("[registry.\"r.example\"]\nmiror = 1", "miror"),
+            (
+                "[registry.\"r.example\"]\nmirrors = [\"ftp://x\"]",
+                "ftp://x",
+            ),
+            (
+                "[registry.\"r.example\"]\nclient_cert = \"c\"",
+                "client_key",
+            ),
+            (
+                "[registry.\"r.example\"]\nplain_http = true\nca = \"c\"",
+                "choose one",
+            ),
+            ("[registry.\"r.example\"]\npassword = \"p\"", "username"),
+            ("[registry.\"r.example\"]\nusername = \"u\"", "password"),
+            ("[registry.\"r.example\"]\nca = \"none.pem\"", "none.pem"),
+            (
+                "[registry.\"r.example\"]\nusername = \"u\"\npassword_file = \"none\"",
+                "none",
+            ),
+        ] {
+            figment::Jail::expect_with(|jail| {
+                jail.create_file("w.toml", table)?;
+                let flags = ServerFlags {
+                    config: Some("w.toml".into()),
+                    ..ServerFlags::default()
+                };
+                let error = Config::load(&flags)
+                    .and_then(|config| registries::settings(&config))
+                    .unwrap_err()
+                    .to_string();
+                assert!(error.contains(word), "{table}: {error}");
+                assert!(error.starts_with("configuration: "), "{error}");
+                Ok(())
+            });
+        }
     }
 
     #[test]

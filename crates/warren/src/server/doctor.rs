@@ -3,7 +3,7 @@
 
 use super::config::Config;
 use super::data_dir::Place;
-use super::wire;
+use super::{registries, wire};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -79,6 +79,7 @@ pub(crate) async fn run(config: Config, json: bool) -> anyhow::Result<ExitCode> 
         detail,
     }));
     findings.extend(network(&config).await);
+    findings.extend(registries(&config));
     let works = !hypervisors.is_empty();
     if json {
         let diagnosis = Diagnosis {
@@ -151,6 +152,23 @@ fn secret(config: &Config) -> Finding {
             detail: format!("the server will not listen on {} without JWT_SECRET", config.listen),
         },
     }
+}
+
+fn registries(config: &Config) -> Vec<Finding> {
+    let what = || "registries".to_owned();
+    let found = |standing, detail| Finding {
+        what: what(),
+        standing,
+        detail,
+    };
+    let mut findings: Vec<Finding> = registries::in_words(config)
+        .into_iter()
+        .map(|line| found(Standing::Ok, line))
+        .collect();
+    if let Err(error) = registries::settings(config) {
+        findings.push(found(Standing::Problem, error.to_string()));
+    }
+    findings
 }
 
 async fn network(config: &Config) -> Vec<Finding> {

@@ -8,6 +8,7 @@ mod fake_guests;
 mod image_limits;
 mod images;
 mod record;
+mod registries;
 mod upkeep;
 mod wire;
 

@@ -42,6 +42,10 @@ impl Registries {
         }
     }
 
+    pub(crate) fn settings(&self) -> &RegistrySettings {
+        &self.settings
+    }
+
     /// For a pull: the mirrors, then the registry.
     pub(crate) async fn client(
         &self,
@@ -50,6 +54,7 @@ impl Registries {
         credentials: Option<RegistryCredentials>,
     ) -> Result<Client, RegistryError> {
         let registry = reference.registry();
+        self.settings.allow(registry)?;
         let mut endpoints = Vec::new();
         let mirrors = self.settings.hosts.get(registry).map(|host| &host.mirrors);
         for mirror in mirrors.into_iter().flatten() {

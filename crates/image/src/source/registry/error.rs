@@ -95,6 +95,14 @@ pub enum RegistryError {
     /// A layer could not be kept on disk.
     #[error("a layer cannot be written to disk")]
     Write(#[source] io::Error),
+    /// The operator's list does not have it.
+    #[error("this server reaches {allowed} only, not {registry}")]
+    NotAllowed {
+        /// Which.
+        registry: String,
+        /// The others.
+        allowed: String,
+    },
     /// Credentials that cannot be read or made.
     #[error("the credentials for {registry} cannot be used: {why}")]
     Credentials {
@@ -207,6 +215,7 @@ impl RegistryError {
             | RegistryError::NotFound { .. }
             | RegistryError::Wrong { .. }
             | RegistryError::Write(_)
+            | RegistryError::NotAllowed { .. }
             | RegistryError::Credentials { .. }
             | RegistryError::Settings { .. }
             | RegistryError::Cancelled => Again::Never,
@@ -273,6 +282,11 @@ impl RegistryError {
                 PortError::retry("image_damaged", text).with_hint("try again, or get it elsewhere")
             }
             RegistryError::Write(source) => PortError::io("writing a layer", copied(source)),
+            RegistryError::NotAllowed { .. } => {
+                PortError::new(ErrorClass::Denied, "registry_not_allowed", text).with_hint(
+                    "name one of them, or have it added to `registries` in the server's configuration",
+                )
+            }
             RegistryError::Credentials { .. } => {
                 PortError::invalid("registry_credentials_invalid", text)
             }

@@ -8,11 +8,15 @@ use std::str::FromStr;
 use reqwest::{Certificate, Identity, Url};
 use warren_core::ports::images::{RegistryCredentials, Transport};
 
+use super::RegistryError;
 use crate::source::reference::{Reference, is_component, is_registry};
 
 /// Everything that is said about registries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RegistrySettings {
+    /// Those that may be reached, by name (`registry.example`, with any port) or name and port; all when empty. Mirrors are
+    /// the operator's own choice and need not be among them.
+    pub allowed: Vec<String>,
     /// By registry as references have it: `docker.io`, `registry.example:5000`.
     pub hosts: BTreeMap<String, HostSettings>,
     /// Which way requests leave this host.
@@ -26,12 +30,33 @@ impl RegistrySettings {
     /// This host's: docker's and containers' directories of certificates, the environment's proxies.
     pub fn of_this_host() -> Self {
         RegistrySettings {
+            allowed: Vec::new(),
             hosts: BTreeMap::new(),
             proxies: Proxies::from_environment(),
             certificate_directories: ["/etc/docker/certs.d", "/etc/containers/certs.d"]
                 .map(PathBuf::from)
                 .to_vec(),
         }
+    }
+
+    /// Whether a registry may be reached.
+    ///
+    /// # Errors
+    /// [`RegistryError::NotAllowed`].
+    pub(crate) fn allow(&self, registry: &str) -> Result<(), RegistryError> {
+        let host = match registry.rsplit_once(':') {
+            // Not inside an IPv6 address.
+            Some((host, port)) if !port.contains(']') => host,
+            _ => registry,
+        };
+        let named = |allowed: &String| allowed == registry || allowed == host;
+        if self.allowed.is_empty() || self.allowed.iter().any(named) {
+            return Ok(());
+        }
+        Err(RegistryError::NotAllowed {
+            registry: registry.to_owned(),
+            allowed: self.allowed.join(", "),
+        })
     }
 
     /// Reads what the settings point to.
@@ -367,6 +392,36 @@ mod tests {
                 .unwrap_err()
                 .contains("r.example")
         );
+    }
+
+    #[test]
+    fn registries_are_allowed_by_host_or_by_host_and_port() {
+        let settings = RegistrySettings {
+            allowed: ["r.example", "localhost:5000", "[::1]"]
+                .map(Into::into)
+                .to_vec(),
+            ..RegistrySettings::default()
+        };
+        for good in [
+            "r.example",
+            "r.example:444",
+            "localhost:5000",
+            "[::1]",
+            "[::1]:5000",
+        ] {
+            settings.allow(good).unwrap();
+        }
+        for bad in [
+            "docker.io",
+            "localhost:5001",
+            "localhost",
+            "x.r.example",
+            "[::2]",
+        ] {
+            let error = settings.allow(bad).unwrap_err().describe();
+            assert_eq!(error.code, "registry_not_allowed", "{bad}");
+        }
+        RegistrySettings::default().allow("docker.io").unwrap();
     }
 
     #[test]
