@@ -1,0 +1,397 @@
+//! kill -9 at every recorded step of pull, load, prune, remove and repair: what is left is clean, whole or absent, and the
+//! same operation then succeeds, without fetching again what had been verified.
+//!
+//! The operation runs in a child: this test binary again, with an order in its environment. A run without a crash tells
+//! which places it comes to, and how often; then a child dies at each.
+#![expect(clippy::unwrap_used, reason = "a failure fails the test")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use serde::{Deserialize, Serialize};
+use support::registry::Registry;
+use support::{have, leftovers, one_file, quiet, run, store, temporaries, write_layout};
+use warren_core::ports::Images as _;
+use warren_core::ports::images::{
+    ImageUpkeep as _, LoadRequest, PruneRequest, PullRequest, Transport,
+};
+use warren_core::storage::{PruneMode, PruneScope, Repair};
+use warren_image::{Digest, ImageStore};
+
+/// Where the child finds what to do.
+const ORDER: &str = "WARREN_TEST_ORDER";
+/// Operations of the registry that this crate also is; their own test kills them.
+const ELSEWHERE: [&str; 3] = ["commit", "discard", "receive"];
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Order {
+    data: PathBuf,
+    job: Job,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum Job {
+    Pull(String),
+    Load(PathBuf),
+    PruneAll,
+    Remove,
+    Repair,
+}
+
+impl Job {
+    /// Does it to the store at `data`, as a server would.
+    async fn carry_out(&self, data: &Path) {
+        self.carry_out_in(&store(data)).await;
+    }
+
+    async fn carry_out_in(&self, images: &ImageStore) {
+        match self {
+            Job::Pull(reference) => {
+                let request = PullRequest {
+                    reference: reference.clone(),
+                    transport: Transport::PlainHttp,
+                    ..PullRequest::default()
+                };
+                images.pull(request, quiet()).await.unwrap();
+            }
+            Job::Load(path) => {
+                let request = LoadRequest {
+                    path: path.clone(),
+                    name: Some("localhost/x".into()),
+                    ..LoadRequest::default()
+                };
+                images.load(request, quiet()).await.unwrap();
+            }
+            Job::PruneAll => {
+                let request = PruneRequest {
+                    scope: PruneScope::Unused,
+                    mode: PruneMode::Remove,
+                    in_use: Vec::new(),
+                };
+                images.prune(request).await.unwrap();
+            }
+            Job::Remove => {
+                for record in images.list().await.unwrap() {
+                    images.remove(&record.id, &[]).await.unwrap();
+                }
+            }
+            Job::Repair => {
+                for record in images.list().await.unwrap() {
+                    images.verify(&record.id, Repair::Yes).await.unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// Not a test of its own: the child of the one below, which gives it its order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child() {
+    let Some(order) = std::env::var_os(ORDER) else {
+        return;
+    };
+    let order: Order = serde_json::from_str(order.to_str().unwrap()).unwrap();
+    order.job.carry_out(&order.data).await;
+}
+
+/// Runs a job in a child with one more variable.
+fn in_child(data: &Path, job: &Job, variable: &str, value: &str) -> ExitStatus {
+    let order = Order {
+        data: data.to_owned(),
+        job: job.clone(),
+    };
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--test-threads=1"])
+        .env(ORDER, serde_json::to_string(&order).unwrap())
+        .env_remove(warren_crashpoint::CRASH_AT)
+        .env_remove(warren_crashpoint::CRASH_TRACE)
+        .env(variable, value)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap()
+}
+
+/// The places that the sources of this crate name.
+fn places() -> BTreeSet<String> {
+    fn look(directory: &Path, found: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                look(&path, found);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            for part in text.split("reached(\"").skip(1) {
+                found.insert(part.split('"').next().unwrap().to_owned());
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    look(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut found,
+    );
+    found.retain(|name| !ELSEWHERE.contains(&name.split('.').next().unwrap()));
+    found
+}
+
+/// How a store is before a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Empty,
+    Pulled,
+    /// Pulled, and without its first layer.
+    Incomplete,
+    /// Pulled, with a damaged disk and a damaged layer.
+    Damaged,
+}
+
+/// Every blob that is there is what its name says; gives their digests.
+fn verified_blobs(data: &Path) -> BTreeSet<String> {
+    let directory = data.join("images/blobs/sha256");
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return BTreeSet::new();
+    };
+    let mut found = BTreeSet::new();
+    for entry in entries {
+        let path = entry.unwrap().path();
+        let digest = Digest::of(&std::fs::read(&path).unwrap());
+        assert_eq!(
+            path.file_name().unwrap(),
+            digest.hex(),
+            "a blob is not what its name says"
+        );
+        found.insert(digest.to_string());
+    }
+    found
+}
+
+/// Every disk that is there, with a record or without, is the one that its layers give.
+fn known_disks(data: &Path, known: &BTreeMap<String, Vec<u8>>) {
+    let Ok(entries) = std::fs::read_dir(data.join("images/disks")) else {
+        return;
+    };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "erofs")
+        {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(
+                std::fs::read(&path).unwrap() == known[name],
+                "{name} is not whole"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time() {
+    let test = "a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time";
+    if cfg!(not(debug_assertions)) {
+        return support::skip(test, "without debug assertions nothing dies on order");
+    }
+    if !have(test, &["docker-registry", "skopeo"]) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let layers = [one_file("a", 30_000), one_file("b", 9000)];
+    let layout = work.path().join("layout");
+    write_layout(&layout, "v1", &layers);
+    let registry = Registry::start(work.path(), "");
+    registry.push(&layout, "v1", "web:1", &[]);
+    let docker = work.path().join("docker.tar");
+    run(Command::new("skopeo")
+        .args(["copy", "--quiet", "--insecure-policy"])
+        .arg(format!("oci:{}:v1", layout.display()))
+        .arg(format!("docker-archive:{}:web:9", docker.display())));
+
+    // What the disks must be, however they come.
+    let mut disks = BTreeMap::new();
+    for (n, path) in [&layout, &docker].into_iter().enumerate() {
+        let data = work.path().join(format!("known-{n}"));
+        Job::Load(path.clone()).carry_out(&data).await;
+        for record in store(&data).list().await.unwrap() {
+            let disk = store(&data).disk(&record.digest).await.unwrap();
+            let name = disk.file_name().unwrap().to_str().unwrap().to_owned();
+            disks.insert(name, std::fs::read(disk).unwrap());
+        }
+    }
+
+    let pull = Job::Pull(format!("127.0.0.1:{}/web:1", registry.port));
+    let blob = |data: &Path, n: usize| {
+        let digest = Digest::of(&layers[n].0);
+        data.join("images/blobs/sha256").join(digest.hex())
+    };
+    let prepare = async |before: Before, data: &Path| {
+        if before != Before::Empty {
+            pull_and_seal(data, &pull).await;
+        }
+        match before {
+            Before::Empty | Before::Pulled => {}
+            Before::Incomplete => std::fs::remove_file(blob(data, 0)).unwrap(),
+            Before::Damaged => damage(data, &blob(data, 1)),
+        }
+    };
+    let cases = [
+        (Before::Empty, pull.clone()),
+        (Before::Empty, Job::Load(layout.clone())),
+        (Before::Empty, Job::Load(docker.clone())),
+        (Before::Incomplete, Job::Load(layout.clone())),
+        (Before::Pulled, Job::PruneAll),
+        (Before::Pulled, Job::Remove),
+        (Before::Damaged, Job::Repair),
+    ];
+
+    let mut hit: BTreeMap<String, usize> = BTreeMap::new();
+    let mut kills = 0;
+    for (before, job) in &cases {
+        let what = format!("{before:?}, {job:?}");
+        let data = work.path().join(format!("traced-{kills}"));
+        prepare(*before, &data).await;
+        let trace = work.path().join("trace");
+        assert!(
+            in_child(
+                &data,
+                job,
+                warren_crashpoint::CRASH_TRACE,
+                trace.to_str().unwrap()
+            )
+            .success(),
+            "{what}"
+        );
+        let mut reached: BTreeMap<String, usize> = BTreeMap::new();
+        for name in std::fs::read_to_string(&trace).unwrap().lines() {
+            *reached.entry(name.to_owned()).or_default() += 1;
+        }
+        std::fs::remove_file(trace).unwrap();
+        for (name, times) in reached {
+            for time in 1..=times {
+                kills += 1;
+                let data = work.path().join(format!("killed-{kills}"));
+                prepare(*before, &data).await;
+                let place = format!("{name}#{time}");
+                let ended = in_child(&data, job, warren_crashpoint::CRASH_AT, &place);
+                let at = format!("{what}, {place}");
+                assert_eq!(ended.signal(), Some(9), "{at}: {ended}");
+                *hit.entry(name.clone()).or_default() += 1;
+
+                let images = store(&data);
+                assert_eq!(temporaries(&data), 0, "{at}");
+                let mut damaged = BTreeSet::new();
+                if matches!(job, Job::Repair) {
+                    // It may not have come to removing this one.
+                    damaged.extend(blob(&data, 1).exists().then(|| blob(&data, 1)));
+                    damaged
+                        .iter()
+                        .for_each(|path| std::fs::remove_file(path).unwrap());
+                }
+                let had = verified_blobs(&data);
+                if !matches!(job, Job::Repair) {
+                    known_disks(&data, &disks);
+                    for record in images.list().await.unwrap() {
+                        let found = images.verify(&record.id, Repair::No).await.unwrap();
+                        // Only the order's own case has blobs missing before.
+                        assert!(
+                            found.is_sound() || what.contains("missing"),
+                            "{at}: {found:?}"
+                        );
+                    }
+                }
+                drop(images);
+
+                let fetched: Vec<usize> = fetches(&registry, &layers);
+                job.carry_out(&data).await;
+                if let Job::Pull(_) = job {
+                    for ((stored, _), before) in layers.iter().zip(&fetched) {
+                        let digest = Digest::of(stored).to_string();
+                        let again = registry.fetches(&digest) - before;
+                        assert_eq!(again, usize::from(!had.contains(&digest)), "{at}");
+                    }
+                }
+                if *before == Before::Damaged {
+                    // What could not be put right was taken away, and comes anew.
+                    pull.carry_out(&data).await;
+                }
+                let images = store(&data);
+                known_disks(&data, &disks);
+                verified_blobs(&data);
+                for record in images.list().await.unwrap() {
+                    let found = images.verify(&record.id, Repair::No).await.unwrap();
+                    assert!(found.is_sound(), "{at}: {found:?}");
+                }
+                let gone = matches!(job, Job::PruneAll | Job::Remove);
+                assert_eq!(images.list().await.unwrap().is_empty(), gone, "{at}");
+                assert_eq!(leftovers(&data), 0, "{at}");
+            }
+        }
+    }
+    for (name, times) in &hit {
+        println!("killed at {name}: {times}");
+    }
+    println!(
+        "killed {} times at {} places",
+        hit.values().sum::<usize>(),
+        hit.len()
+    );
+    let missed: Vec<String> = places()
+        .into_iter()
+        .filter(|name| !hit.contains_key(name))
+        .collect();
+    assert_eq!(missed, Vec::<String>::new(), "never killed there");
+}
+
+fn fetches(registry: &Registry, layers: &[(Vec<u8>, Vec<u8>)]) -> Vec<usize> {
+    let digests = layers
+        .iter()
+        .map(|(stored, _)| Digest::of(stored).to_string());
+    digests.map(|digest| registry.fetches(&digest)).collect()
+}
+
+/// Pulls, and waits until nothing goes on behind the pull: its disk is sealed.
+async fn pull_and_seal(data: &Path, pull: &Job) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let is_sealed = || {
+        let mut entries = std::fs::read_dir(data.join("images/disks")).unwrap();
+        entries.any(|entry| {
+            let path = entry.unwrap().path();
+            path.extension()
+                .is_some_and(|extension| extension == "seal")
+                && std::fs::read(path).unwrap_or_default().len() >= 72
+        })
+    };
+    while !is_sealed() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the disk was never sealed"
+        );
+        // The store that made it is gone; the next one goes on.
+        pull.carry_out(data).await;
+    }
+}
+
+/// Flips a byte of a blob, and of every disk; their seals say so.
+fn damage(data: &Path, blob: &Path) {
+    let flip = |path: &Path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    flip(blob);
+    for entry in std::fs::read_dir(data.join("images/disks")).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "erofs")
+        {
+            flip(&path);
+        }
+    }
+}
