@@ -58,7 +58,11 @@ impl Agent {
             })?;
         }
         let actors = Arc::<Actors>::default();
-        let images = AgentImages::new(Arc::clone(&ports.images), Arc::clone(&actors));
+        let images = AgentImages::new(
+            Arc::clone(&ports.images),
+            Arc::clone(&ports.registry),
+            Arc::clone(&actors),
+        );
         let records = adopt::take_over(&config.instances)?;
         let agent = Arc::new(Agent {
             context: Arc::new(Context {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, watch};
 use warren_core::instance::InstanceIntent;
 use warren_core::ports::network::AttachmentSpec;
-use warren_core::ports::{Clock, Hypervisor, Images, InstanceHome, Network, Volumes};
+use warren_core::ports::{Clock, Hypervisor, Images, InstanceHome, Network, Registry, Volumes};
 use warren_core::{InstallationId, InstanceId};
 
 /// The adapters this host has.
@@ -20,6 +20,8 @@ pub struct Ports {
     pub hypervisors: Vec<Arc<dyn Hypervisor>>,
     /// Images.
     pub images: Arc<dyn Images>,
+    /// Their content, as a registry serves it.
+    pub registry: Arc<dyn Registry>,
     /// Writable disks.
     pub volumes: Arc<dyn Volumes>,
     /// The guests' network.

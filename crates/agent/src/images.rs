@@ -8,7 +8,7 @@ use warren_core::PortError;
 use warren_core::image::ImageRecord;
 use warren_core::ports::host_link::{HostImages, ImageImport, ImageUpdate};
 use warren_core::ports::images::{ProgressSink, PruneRequest, PullRequest};
-use warren_core::ports::{BoxStream, Images};
+use warren_core::ports::{BoxStream, Images, Registry};
 use warren_core::storage::{Pruned, Repair, Verification};
 
 /// Progress a reader may be behind before it loses some; results are never lost.
@@ -16,12 +16,21 @@ const BACKLOG: usize = 256;
 
 pub(crate) struct AgentImages {
     images: Arc<dyn Images>,
+    registry: Arc<dyn Registry>,
     actors: Arc<Actors>,
 }
 
 impl AgentImages {
-    pub(crate) fn new(images: Arc<dyn Images>, actors: Arc<Actors>) -> Self {
-        AgentImages { images, actors }
+    pub(crate) fn new(
+        images: Arc<dyn Images>,
+        registry: Arc<dyn Registry>,
+        actors: Arc<Actors>,
+    ) -> Self {
+        AgentImages {
+            images,
+            registry,
+            actors,
+        }
     }
 
     /// The images of the instances that are here.
@@ -110,5 +119,9 @@ impl HostImages for AgentImages {
 
     async fn verify(&self, id: &str, repair: Repair) -> Result<Verification, PortError> {
         self.images.upkeep().verify(id, repair).await
+    }
+
+    fn registry(&self) -> &dyn Registry {
+        self.registry.as_ref()
     }
 }

@@ -153,7 +153,7 @@ pub fn scope(method: &Method, path: &str) -> Option<(&'static str, &'static str)
     let last = segments.next_back();
     let resource = match first {
         "health" | "spec.json" | "spec.yaml" => return None,
-        "images" => "image",
+        "images" | "v2" => "image",
         "instances" => "instance",
         "volumes" => "volume",
         "snapshots" => "snapshot",
@@ -165,6 +165,8 @@ pub fn scope(method: &Method, path: &str) -> Option<(&'static str, &'static str)
     // These are GET because WebSockets are; they change what is inside.
     let enters = resource == "instance" && matches!(last, Some("exec" | "attach" | "cp"));
     let part = resource == "instance" && path.trim_matches('/').split('/').count() > 2;
+    // Giving up an upload of one's own takes nothing away.
+    let part = part || (first == "v2" && path.contains("/blobs/uploads/"));
     let action = if *method == Method::GET || *method == Method::HEAD {
         if enters { "write" } else { "read" }
     } else if *method == Method::DELETE && !part {
@@ -173,6 +175,20 @@ pub fn scope(method: &Method, path: &str) -> Option<(&'static str, &'static str)
         "write"
     };
     Some((resource, action))
+}
+
+/// A user's name and password as the bearer token that the password is: `docker login` and its kind know nothing else
+/// (RFC 7617). The name is not looked at. `None` for any other scheme.
+pub(crate) fn token_of_basic(header: &str) -> Option<String> {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    let (scheme, credentials) = header.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") || credentials.len() > 2 * LONGEST_TOKEN {
+        return None;
+    }
+    let decoded = String::from_utf8(STANDARD.decode(credentials.trim()).ok()?).ok()?;
+    let (_, password) = decoded.split_once(':')?;
+    Some(format!("Bearer {password}"))
 }
 
 /// HS256 from ring, which is here for TLS anyway; the crate's own back ends bring RSA or another TLS library.
@@ -287,6 +303,25 @@ mod tests {
     }
 
     #[test]
+    fn a_password_is_a_token() {
+        use base64::engine::general_purpose::STANDARD;
+        let basic = |text: &str| format!("Basic {}", STANDARD.encode(text));
+        assert_eq!(
+            token_of_basic(&basic("me:a.b:c")).as_deref(),
+            Some("Bearer a.b:c")
+        );
+        assert_eq!(token_of_basic(&basic(":x")).as_deref(), Some("Bearer x"));
+        for none in [
+            basic("no colon"),
+            "Basic !!!".to_owned(),
+            "Bearer x:y".to_owned(),
+            "Basic".to_owned(),
+        ] {
+            assert_eq!(token_of_basic(&none), None, "{none}");
+        }
+    }
+
+    #[test]
     fn scopes_allow_what_they_say() {
         let Ok(scopes) = try_token(Some(&hs256(
             json!({"permissions": ["instance:read", "image:*"]}),
@@ -319,6 +354,11 @@ mod tests {
                 ("image", "delete"),
             ),
             (Method::POST, "/images/load", ("image", "write")),
+            (Method::GET, "/v2/", ("image", "read")),
+            (Method::HEAD, "/v2/a/manifests/1", ("image", "read")),
+            (Method::PUT, "/v2/a/manifests/1", ("image", "write")),
+            (Method::DELETE, "/v2/a/manifests/1", ("image", "delete")),
+            (Method::DELETE, "/v2/a/blobs/uploads/1", ("image", "write")),
             (Method::GET, "/metrics", ("resource", "read")),
             (Method::GET, "/nothing/known", ("resource", "read")),
         ];

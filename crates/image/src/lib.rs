@@ -22,5 +22,7 @@ pub mod volumes;
 
 pub use digest::{Digest, DigestError};
 pub use limits::{LimitExceeded, Limits};
-pub use store::{Content, FromContent, ImageStore, Lease, Options, StoreError, UploadError};
+pub use store::{
+    Content, FromContent, ImageStore, Lease, Options, StoreError, UploadError, UploadLimits,
+};
 pub use volumes::WritableDisks;

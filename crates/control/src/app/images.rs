@@ -7,7 +7,7 @@ use futures::stream::{self, BoxStream};
 use rand::Rng;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, broadcast, watch};
 use warren_api::convert::{self, ConvertError};
 use warren_api::{Code, CreateImageRequest, Image, ImageStatus, Problem};
 use warren_core::image::{ImageProgress, ImageRecord};
@@ -288,6 +288,13 @@ impl App {
             .count()
     }
 
+    /// Waits until one more image may come in.
+    pub(super) async fn image_permit(&self) -> Result<SemaphorePermit<'_>, PortError> {
+        self.0.jobs.permits.acquire().await.map_err(|e| {
+            PortError::bug("queue_closed", "the queue of images is closed").with_source(e)
+        })
+    }
+
     /// Images here and on their way.
     ///
     /// # Errors
@@ -452,9 +459,7 @@ impl App {
     }
 
     async fn run_job(&self, job: &Job, import: ImageImport) -> Result<Vec<ImageRecord>, PortError> {
-        let _permit = self.0.jobs.permits.acquire().await.map_err(|e| {
-            PortError::bug("queue_closed", "the queue of images is closed").with_source(e)
-        })?;
+        let _permit = self.image_permit().await?;
         job.state.send_replace(JobState::Running {
             digest: String::new(),
             finishing: false,

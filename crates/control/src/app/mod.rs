@@ -10,6 +10,7 @@ mod idempotency;
 mod images;
 mod lifecycle;
 mod query;
+mod registry;
 mod storage;
 mod streams;
 mod upkeep;

@@ -1,9 +1,9 @@
 //! What happens around every request: an id, a span, who may come in, a caught panic, the problem
 //! document, and the numbers.
 
-use super::Http;
 use super::reply::Failure;
-use crate::auth::{Auth, scope};
+use super::{Http, registry};
+use crate::auth::{Auth, scope, token_of_basic};
 use crate::guard;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
@@ -56,8 +56,16 @@ pub(super) async fn wrap(State(http): State<Http>, request: Request, next: Next)
         )
         .into_response()
     });
+    let is_registry = registry::is_ours(&path);
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        write_problem(&mut response, problem.at(path));
+        if is_registry {
+            registry::write_problem(&mut response, &problem);
+        } else {
+            write_problem(&mut response, problem.at(path));
+        }
+    }
+    if is_registry {
+        registry::stamp(&mut response);
     }
     let status = response.status();
     let headers = response.headers_mut();
@@ -141,7 +149,12 @@ pub(super) async fn admit(
             (Some(one), None) => one.to_str().ok(),
             _ => None,
         };
-        let scopes = http.auth.authenticate(credential)?;
+        let scopes = match credential.and_then(token_of_basic) {
+            Some(bearer) if registry::is_ours(request.uri().path()) => {
+                http.auth.authenticate(Some(&bearer))?
+            }
+            _ => http.auth.authenticate(credential)?,
+        };
         if !scopes.allow(resource, action) {
             return Err(Failure::new(
                 Code::Forbidden,

@@ -6,6 +6,7 @@ mod exec;
 mod extract;
 mod images;
 mod instances;
+mod registry;
 mod reply;
 mod spec;
 mod sse;
@@ -17,7 +18,7 @@ use crate::{App, Auth};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::get;
+use axum::routing::{any, get};
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -86,6 +87,9 @@ pub fn router(app: App, auth: Auth) -> Router {
         get(images::get_long).delete(images::delete_long),
     );
     router = unserved::add(router);
+    for path in ["/v2", "/v2/", "/v2/{*rest}"] {
+        router = router.route(path, any(registry::serve));
+    }
     router
         .fallback(envelope::no_route)
         .method_not_allowed_fallback(envelope::no_method)

@@ -8,6 +8,7 @@
 mod access;
 mod images;
 mod instances;
+mod registry;
 mod serving;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]

@@ -5,6 +5,8 @@
 //! - `["hang"]`: stays Initializing;
 //! - anything else: runs until it is stopped.
 
+mod registry;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -29,7 +31,7 @@ use warren_core::ports::hypervisor::{
 };
 use warren_core::ports::images::{PruneRequest, PullRequest};
 use warren_core::ports::network::AttachmentSpec;
-use warren_core::ports::{BoxStream, Clock};
+use warren_core::ports::{BoxStream, Clock, Registry};
 use warren_core::state::InstanceState;
 use warren_core::storage::{
     HostStorage, ImagePart, ImageUsage, ImagesUsage, InstanceStorage, PartCheck, PartState,
@@ -57,6 +59,7 @@ pub(crate) struct Host {
     pub(crate) damaged: Mutex<BTreeSet<String>>,
     /// How often it was asked for a routine prune.
     pub(crate) tidied: Mutex<usize>,
+    content: registry::Content,
 }
 
 pub(crate) fn now() -> Timestamp {
@@ -141,11 +144,22 @@ impl Host {
             removed: Mutex::default(),
             damaged: Mutex::default(),
             tidied: Mutex::new(0),
+            content: registry::Content::default(),
         })
     }
 
     fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         mutex.lock().expect("no test panics with it")
+    }
+
+    /// The image with the id `id` has this digest.
+    pub(crate) fn use_digest(&self, id: &str, digest: &str) {
+        for image in Self::lock(&self.images)
+            .iter_mut()
+            .filter(|image| image.id == id)
+        {
+            digest.clone_into(&mut image.digest);
+        }
     }
 
     fn say(&self, intent: &InstanceIntent, change: impl FnOnce(&mut InstanceStatus)) {
@@ -622,6 +636,10 @@ impl HostImages for Host {
             }],
             advice: (state == PartState::Damaged).then(|| "repair it".to_owned()),
         })
+    }
+
+    fn registry(&self) -> &dyn Registry {
+        &self.content
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::BoxStream;
 use super::images::{LoadRequest, PruneRequest, PullRequest};
+use super::registry::Registry;
 use crate::PortError;
 use crate::host::HostReport;
 use crate::id::{Handle, InstanceId};
@@ -260,4 +261,6 @@ pub trait HostImages: Send + Sync {
     async fn prune(&self, request: PruneRequest) -> Result<Pruned, PortError>;
     /// Reads everything again that the image of the record `id` is made of.
     async fn verify(&self, id: &str, repair: Repair) -> Result<Verification, PortError>;
+    /// The content as a registry serves it.
+    fn registry(&self) -> &dyn Registry;
 }

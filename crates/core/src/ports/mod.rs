@@ -7,6 +7,7 @@ pub mod host_link;
 pub mod hypervisor;
 pub mod images;
 pub mod network;
+pub mod registry;
 pub mod store;
 pub mod volumes;
 
@@ -19,6 +20,7 @@ pub use host_link::HostLink;
 pub use hypervisor::Hypervisor;
 pub use images::Images;
 pub use network::Network;
+pub use registry::Registry;
 pub use store::Store;
 pub use volumes::Volumes;
 

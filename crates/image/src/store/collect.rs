@@ -62,7 +62,8 @@ impl Sweeper<'_> {
     /// All records. Fails when one cannot be read.
     fn records(&self) -> Result<Vec<Stored>, StoreError> {
         let listing = self.store.records.list()?;
-        match listing.damaged.into_iter().next() {
+        let damaged = listing.damaged.into_iter();
+        match damaged.chain(self.store.serving.damaged()).next() {
             Some(path) => Err(StoreError::RecordDamaged(path)),
             None => Ok(listing.readable),
         }
@@ -71,10 +72,14 @@ impl Sweeper<'_> {
     /// Goes over what `roots` do not need, as far as it is `wanted`.
     async fn sweep(
         self,
-        roots: HashSet<Key>,
+        mut roots: HashSet<Key>,
         mode: PruneMode,
         wanted: impl Fn(&Key, &Item) -> bool + Send + 'static,
     ) -> Result<Swept, StoreError> {
+        if mode == PruneMode::Remove {
+            self.store.serving.settle(&self.store.records).await?;
+        }
+        roots.extend(self.store.serving.needed());
         let (content, disks) = (self.store.content.clone(), self.store.disks.clone());
         let leases = self.leases;
         records::blocking("collecting what no image needs", move || {
@@ -184,7 +189,8 @@ impl ImageStore {
         if inventory.total() <= budget {
             return Ok((Vec::new(), false));
         }
-        let roots = roots(all, in_use, &self.content);
+        let mut roots = roots(all, in_use, &self.content);
+        roots.extend(self.serving.needed());
         let unreferenced: u64 = inventory
             .unreferenced(&roots)
             .map(|(_, item)| item.bytes)

@@ -4,6 +4,7 @@
 //! <data>/images/disks/sha256-<manifest digest>.erofs   one a manifest, shared by all its names
 //! <data>/images/blobs/<algorithm>/<hex>                manifests, configurations and layers, as they came
 //! <data>/images/refs/<id>.json                         one a name
+//! <data>/images/repositories/<sha-256>.json            what was pushed to this host's own registry
 //! ```
 //!
 //! Everything appears by fsync and rename; temporary files are locked by whoever writes them, and those that nobody
@@ -26,6 +27,7 @@ mod load;
 pub(crate) mod publish;
 mod pull;
 mod records;
+mod serving;
 mod usage;
 mod verify;
 
@@ -53,10 +55,12 @@ use disks::Disks;
 use documents::Asked;
 use downloads::Downloads;
 use records::{NewRecord, Records};
+use serving::Serving;
 
 pub use content::{Content, Lease, UploadError};
 pub use error::StoreError;
 pub use from_content::FromContent;
+pub use serving::UploadLimits;
 
 /// How the store behaves.
 #[derive(Debug, Clone)]
@@ -73,6 +77,8 @@ pub struct Options {
     pub registries: RegistrySettings,
     /// Bytes the store may take before images go that no instance uses; `None` for as many as there are.
     pub budget: Option<u64>,
+    /// Bounds of what is pushed to this store.
+    pub uploads: UploadLimits,
 }
 
 impl Default for Options {
@@ -84,6 +90,7 @@ impl Default for Options {
             docker_config: None,
             registries: RegistrySettings::of_this_host(),
             budget: None,
+            uploads: UploadLimits::default(),
         }
     }
 }
@@ -99,6 +106,7 @@ pub struct ImageStore {
     asked: Asked,
     flights: Flights,
     registries: Registries,
+    serving: Serving,
     /// One collection at a time.
     collecting: tokio::sync::Mutex<()>,
     _stop_sealing: DropGuard,
@@ -111,14 +119,21 @@ impl ImageStore {
     /// [`StoreError::Disk`] when the directories cannot be made or read.
     pub fn open(data: &Path, options: Options) -> Result<Self, StoreError> {
         let root = data.join("images");
-        for directory in ["disks", "blobs/sha256", "blobs/sha512", "refs"] {
+        let opening = |source| StoreError::Disk {
+            what: "opening the image store",
+            source,
+        };
+        for directory in [
+            "disks",
+            "blobs/sha256",
+            "blobs/sha512",
+            "refs",
+            "repositories",
+        ] {
             let path = root.join(directory);
             std::fs::create_dir_all(&path)
                 .and_then(|()| publish::clean(&path))
-                .map_err(|source| StoreError::Disk {
-                    what: "opening the image store",
-                    source,
-                })?;
+                .map_err(opening)?;
         }
         let disks = Arc::new(Disks::new(root.join("disks")));
         Ok(ImageStore {
@@ -129,6 +144,7 @@ impl ImageStore {
             downloads: Downloads::new(options.parallel_layers),
             asked: Asked::default(),
             flights: Flights::default(),
+            serving: Serving::open(root.join("repositories"), options.uploads).map_err(opening)?,
             registries: Registries::new(
                 options.registries.clone(),
                 options.docker_config.clone(),

@@ -3,6 +3,7 @@
 //! as they are; everything else is `WARREN_…`.
 
 use super::image_limits::ImageLimits;
+use super::push_limits::PushLimits;
 use super::registries::{self, RegistryTable};
 use clap::Args;
 use figment::Figment;
@@ -94,6 +95,8 @@ pub(crate) struct Config {
     pub(crate) image_budget: Option<String>,
     /// How single registries are reached: mirrors, CAs, plain HTTP, credentials.
     pub(crate) registry: BTreeMap<String, RegistryTable>,
+    /// What may be pushed to this host.
+    pub(crate) push_limits: PushLimits,
     /// Virtual processors that may be promised per real one.
     pub(crate) vcpu_overcommit: u32,
     /// What is logged: a level, or `target=level` pairs.
@@ -138,6 +141,7 @@ impl Default for Config {
             image_limits: ImageLimits::default(),
             image_budget: None,
             registry: BTreeMap::new(),
+            push_limits: PushLimits::default(),
             vcpu_overcommit: 16,
             log: "info".to_owned(),
             log_format: LogFormat::Text,

@@ -1,8 +1,9 @@
 //! `[image_limits]`: what one image may ask of this host.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use super::quantity::{bytes, duration, seconds, size};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use warren_core::units::{self, ByteSize};
+use warren_core::units::ByteSize;
 use warren_image::Limits;
 
 /// Each is a bound on one conversion; whoever meets it is told which it was. Sizes are written as `10GiB` or in bytes,
@@ -90,36 +91,6 @@ impl ImageLimits {
             );
         }
         Ok(())
-    }
-}
-
-/// A bare number, or a number with a unit.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Quantity {
-    Bare(u64),
-    Spelled(String),
-}
-
-fn bytes<S: Serializer>(size: &ByteSize, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_u64(size.0)
-}
-
-fn seconds<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_u64(time.as_secs())
-}
-
-fn size<'de, D: Deserializer<'de>>(from: D) -> Result<ByteSize, D::Error> {
-    match Quantity::deserialize(from)? {
-        Quantity::Bare(bytes) => Ok(ByteSize(bytes)),
-        Quantity::Spelled(text) => units::parse_size(&text).map_err(serde::de::Error::custom),
-    }
-}
-
-fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    match Quantity::deserialize(from)? {
-        Quantity::Bare(seconds) => Ok(Duration::from_secs(seconds)),
-        Quantity::Spelled(text) => units::parse_duration(&text).map_err(serde::de::Error::custom),
     }
 }
 

@@ -3,15 +3,16 @@
 use super::config::Config;
 use super::data_dir::DataDir;
 use std::sync::Arc;
-use warren_core::ports::{Images, Volumes};
+use warren_core::ports::Volumes;
 use warren_image::{ImageStore, Options, WritableDisks};
 
 /// Opens the image store, which reaches registries as they are configured.
-pub(crate) fn open(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Images>> {
+pub(crate) fn open(config: &Config, data: &DataDir) -> anyhow::Result<Arc<ImageStore>> {
     let options = Options {
         limits: config.image_limits.limits(),
         budget: config.image_budget()?,
         registries: super::registries::settings(config)?,
+        uploads: config.push_limits.limits(),
         ..Options::default()
     };
     Ok(Arc::new(ImageStore::open(data.root(), options)?))

@@ -7,6 +7,8 @@ mod doctor;
 mod fake_guests;
 mod image_limits;
 mod images;
+mod push_limits;
+mod quantity;
 mod record;
 mod registries;
 mod upkeep;

@@ -154,9 +154,11 @@ pub(crate) fn network(config: &Config, data: &Place) -> anyhow::Result<Arc<dyn N
 /// When a directory or the network cannot be set up.
 pub(crate) fn adapters(config: &Config, data: &DataDir) -> anyhow::Result<(AgentConfig, Ports)> {
     let (hypervisors, unusable) = hypervisors(config, &data.cache());
+    let store = super::images::open(config, data)?;
     let ports = Ports {
         hypervisors,
-        images: super::images::open(config, data)?,
+        images: store.clone(),
+        registry: store,
         volumes: super::images::volumes(data)?,
         network: network(config, &data.place())?,
         clock: Arc::new(SystemClock::new()),

@@ -1,0 +1,42 @@
+//! The registry's use cases that need more than the host's content: what instances use, and how many images may come in at
+//! once.
+
+use super::{App, AppError};
+use warren_api::Code;
+use warren_core::PortError;
+use warren_core::ports::Registry;
+use warren_core::ports::registry::{ManifestKept, ManifestName, PutManifest};
+
+impl App {
+    /// The host's content.
+    pub(crate) fn registry(&self) -> &dyn Registry {
+        self.0.host.images().registry()
+    }
+
+    /// Keeps a manifest, and converts the image it describes as one of those that may come in at the same time.
+    pub(crate) async fn put_manifest(&self, put: PutManifest) -> Result<ManifestKept, AppError> {
+        let _permit = self.image_permit().await?;
+        let kept = tokio::select! {
+            kept = self.registry().put_manifest(put) => kept?,
+            () = self.stopping().cancelled() => return Err(AppError::coded(
+                Code::Unavailable,
+                "the server is stopping: push again when it is back",
+            )),
+        };
+        Ok(kept)
+    }
+
+    /// Removes a tag or a manifest that no instance uses.
+    pub(crate) async fn remove_manifest(
+        &self,
+        repository: &str,
+        name: &ManifestName,
+    ) -> Result<(), PortError> {
+        // No create may take the image between the question and the removal.
+        let _placing = self.0.placing.lock().await;
+        let in_use = self.images_in_use();
+        self.registry()
+            .remove_manifest(repository, name, &in_use)
+            .await
+    }
+}
