@@ -7,9 +7,11 @@
 //! The path of an image: `source` says which layers there are and brings their bytes, `pipeline` verifies and
 //! decompresses them, `tar` and `merge` make one tree of them, `erofs` writes it, `store` publishes it.
 
+mod crc32c;
 mod decompress;
 mod digest;
 pub mod erofs;
+pub mod ext4;
 #[doc(hidden)]
 pub mod fuzzing;
 mod limits;
