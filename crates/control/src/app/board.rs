@@ -1,6 +1,7 @@
 //! What control knows of every instance, in memory: the committed intent and the last status. Only
-//! this process writes intents, so the board is as true as the store; it is changed after a commit,
-//! never before. Waiters are woken by every change.
+//! this process writes intents, so the board is as true as the store: an intent is put here after its commit, never
+//! before. A status is the host's word and is put here at once; the store has it a moment later, and after a crash in
+//! between the host says it again. Waiters are woken by every change.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

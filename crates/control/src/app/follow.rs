@@ -4,7 +4,7 @@ use super::board::UNRECORDED;
 use super::{App, Board, View};
 use crate::keys;
 use futures::StreamExt;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use warren_core::event::EventKind;
@@ -17,6 +17,8 @@ use warren_crashpoint::reached;
 
 /// Records read at a time.
 const PAGE: usize = 500;
+/// Statuses recorded together.
+const LARGEST_BATCH: usize = 512;
 /// The longest pause between tries to reach the host or the store.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -152,78 +154,128 @@ impl App {
     async fn follow_once(&self, complete: Complete) -> Result<(), PortError> {
         self.hand_over_all(complete).await?;
         reached("follow.synced");
-        let mut statuses = self.0.host.statuses().await?;
+        // What came while the last batch was being recorded is the next one: the store puts it in one write.
+        let mut batches = self.0.host.statuses().await?.ready_chunks(LARGEST_BATCH);
         let _ = self.0.connected.send_replace(Ok(()));
-        while let Some(status) = statuses.next().await {
-            self.observe(status).await;
+        while let Some(batch) = batches.next().await {
+            let mut by_instance: Vec<(InstanceId, Vec<InstanceStatus>)> = Vec::new();
+            let mut places: HashMap<InstanceId, usize> = HashMap::new();
+            for status in batch {
+                let place = *places.entry(status.id.clone()).or_insert_with(|| {
+                    by_instance.push((status.id.clone(), Vec::new()));
+                    by_instance.len() - 1
+                });
+                by_instance[place].1.push(status);
+            }
+            let all = by_instance.into_iter();
+            futures::future::join_all(all.map(|(id, statuses)| self.observe(id, statuses))).await;
         }
         Ok(())
     }
 
-    async fn observe(&self, status: InstanceStatus) {
-        let Some(view) = self.0.board.get(&status.id) else {
-            tracing::debug!(instance = %status.id, "a status of an instance that is not recorded");
+    /// Takes what a host said of one instance, in order: whoever waits hears the newest at once, then it is recorded.
+    async fn observe(&self, id: InstanceId, statuses: Vec<InstanceStatus>) {
+        let Some(view) = self.0.board.get(&id) else {
+            tracing::debug!(instance = %id, "a status of an instance that is not recorded");
             return;
         };
-        // What is not persisted yet is tried again: a later status depends on it being in order.
+        let is_gone = |status: &InstanceStatus| {
+            status.gone == Gone::Yes
+                && view.intent.desired == Desired::Deleted
+                && status.generation >= view.intent.generation
+        };
+        let (gone, seen): (Vec<_>, Vec<_>) = statuses.into_iter().partition(is_gone);
+        if let Some(newest) = seen.last() {
+            self.0.board.put_status(newest.clone());
+        }
+        // What only the host knows of is not recorded yet.
+        if view.revision != UNRECORDED {
+            self.persist(&id, self.transactions(&view, &seen)).await;
+        }
+        if !gone.is_empty() {
+            self.until_it_works(&id, || self.forget(&id)).await;
+        }
+        if let Some(view) = self.0.board.get(&id) {
+            self.remove_if_ended(&view);
+        }
+    }
+
+    /// Every change of state as an event, each in a transaction of its own; of what lies between, only the last.
+    fn transactions(&self, view: &View, seen: &[InstanceStatus]) -> Vec<Transaction> {
+        let guarded = |status: &InstanceStatus, event: Option<Write>| Transaction {
+            guards: vec![Guard::Present(keys::instance(&status.id))],
+            writes: std::iter::once(Write::Put(keys::status(&status.id), keys::encode(status)))
+                .chain(event)
+                .collect(),
+        };
+        let mut transactions = Vec::new();
+        let mut last = &*view.status;
+        let mut pending = None;
+        for status in seen {
+            let (from, to) = (last.state.name(), status.state.name());
+            if from != to {
+                let changed = EventKind::StateChanged {
+                    from,
+                    to,
+                    error: warren_api::convert::state_error(status),
+                    exit_code: match to {
+                        StateName::Stopped => status.exit.as_ref().and_then(|exit| exit.code),
+                        _ => None,
+                    },
+                };
+                transactions.push(guarded(status, Some(self.event(&view.intent, changed))));
+                pending = None;
+            } else if last != status {
+                pending = Some(status);
+            }
+            last = status;
+        }
+        transactions.extend(pending.map(|status| guarded(status, None)));
+        transactions
+    }
+
+    /// Commits in order. All are handed to the store before the first is waited for, so that they share a write.
+    async fn persist(&self, id: &InstanceId, transactions: Vec<Transaction>) {
+        let commits = transactions
+            .iter()
+            .map(|one| self.0.store.commit(one.clone()));
+        let first = futures::future::join_all(commits).await;
+        for (transaction, result) in transactions.into_iter().zip(first) {
+            let mut result = Some(result);
+            self.until_it_works(id, || {
+                let first = result.take();
+                let transaction = transaction.clone();
+                async move {
+                    let commit = match first {
+                        Some(Ok(commit)) => commit,
+                        Some(Err(error)) => return Err(error),
+                        None => self.0.store.commit(transaction).await?,
+                    };
+                    match commit {
+                        Commit::Done(_) => reached("follow.status-recorded"),
+                        Commit::Refused { .. } => self.0.board.remove(id),
+                    }
+                    Ok(())
+                }
+            })
+            .await;
+        }
+    }
+
+    /// What is not recorded yet is tried again: what comes later depends on it being in order.
+    async fn until_it_works<F>(&self, id: &InstanceId, mut attempt: impl FnMut() -> F)
+    where
+        F: Future<Output = Result<(), PortError>>,
+    {
         let mut pause = Duration::from_millis(20);
-        while let Err(error) = self.record(&view, &status).await {
-            tracing::error!(instance = %status.id, code = error.code, %error, "a status could not be recorded; trying again");
+        while let Err(error) = attempt().await {
+            tracing::error!(instance = %id, code = error.code, %error, "a status could not be recorded; trying again");
             tokio::select! {
                 () = self.0.clock.sleep(pause) => {}
                 () = self.0.stopping.cancelled() => return,
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-    }
-
-    async fn record(&self, view: &View, status: &InstanceStatus) -> Result<(), PortError> {
-        let gone = status.gone == Gone::Yes
-            && view.intent.desired == Desired::Deleted
-            && status.generation >= view.intent.generation;
-        if gone {
-            return self.forget(&status.id).await;
-        }
-        if view.revision == UNRECORDED {
-            self.0.board.put_status(status.clone());
-            return Ok(());
-        }
-        if *view.status != *status {
-            let mut writes = vec![Write::Put(keys::status(&status.id), keys::encode(status))];
-            let (from, to) = (view.status.state.name(), status.state.name());
-            if from != to {
-                writes.push(self.event(
-                    &view.intent,
-                    EventKind::StateChanged {
-                        from,
-                        to,
-                        error: warren_api::convert::state_error(status),
-                        exit_code: match to {
-                            StateName::Stopped => status.exit.as_ref().and_then(|exit| exit.code),
-                            _ => None,
-                        },
-                    },
-                ));
-            }
-            let commit = self
-                .0
-                .store
-                .commit(Transaction {
-                    guards: vec![Guard::Present(keys::instance(&status.id))],
-                    writes,
-                })
-                .await?;
-            if let Commit::Refused { .. } = commit {
-                self.0.board.remove(&status.id);
-                return Ok(());
-            }
-            reached("follow.status-recorded");
-            self.0.board.put_status(status.clone());
-        }
-        if let Some(view) = self.0.board.get(&status.id) {
-            self.remove_if_ended(&view);
-        }
-        Ok(())
     }
 
     /// Nothing is left on the host: nothing is left of the record.
