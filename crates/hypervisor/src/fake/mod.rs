@@ -29,7 +29,7 @@ const FILE: &str = "fake.json";
 /// Above every pid that Linux gives (`PID_MAX_LIMIT`, 4 Mi).
 const FIRST_PID: u32 = 1 << 23;
 /// How often a machine that another process may change is looked at.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Which line of a guest was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,7 +192,11 @@ fn read(home: &InstanceHome) -> Result<Option<State>, PortError> {
 fn write(home: &InstanceHome, state: &State) -> Result<(), PortError> {
     let fail = |error| PortError::io("could not write the fake machine", error);
     let bytes = serde_json::to_vec(state).map_err(|error| fail(error.into()))?;
-    crate::cache::write_whole(&path(home), &bytes).map_err(fail)?;
+    // Whole for other processes. After a crash of the host no machine runs, so nothing here need be durable.
+    let (path, aside) = (path(home), home.directory.join(".fake.json.new"));
+    std::fs::write(&aside, bytes)
+        .and_then(|()| std::fs::rename(&aside, &path))
+        .map_err(fail)?;
     Board::changed(&home.directory);
     Ok(())
 }
@@ -241,6 +245,13 @@ fn seen(home: &InstanceHome) -> Result<VmmSeen, PortError> {
             Power::Dead => VmmSeen::Dead,
         },
     })
+}
+
+/// Every write makes a new file.
+fn inode(home: &InstanceHome) -> Option<(u64, std::time::SystemTime)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = path(home).symlink_metadata().ok()?;
+    Some((metadata.ino(), metadata.modified().ok()?))
 }
 
 fn exists(path: &Path) -> bool {
@@ -331,8 +342,11 @@ impl Hypervisor for Fake {
                 Ok(state) if state.process == process => {}
                 _ => return Ok(()),
             }
-            // A change by another process shows in the file only.
-            let _timed_out = tokio::time::timeout(LOOK, changes.changed()).await;
+            // A change by another process shows in the file only: it is another one then.
+            let before = inode(home);
+            while tokio::time::timeout(LOOK, changes.changed()).await.is_err()
+                && inode(home) == before
+            {}
         }
     }
 
