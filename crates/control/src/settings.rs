@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 use warren_core::InstallationId;
+use warren_core::placement::Overcommit;
 
 /// See each field; `new` has sensible values.
 #[derive(Debug, Clone)]
@@ -13,8 +14,8 @@ pub struct Settings {
     pub doubt: Option<String>,
     /// Where uploads are spooled: a directory of ours on the data directory's file system.
     pub spool: PathBuf,
-    /// Virtual processors promised per processor.
-    pub vcpu_overcommit: u32,
+    /// How much more than the host has may be promised.
+    pub overcommit: Overcommit,
     /// Images that come in at the same time.
     pub pulls: usize,
     /// How long a create or start waits for its effect.
@@ -46,7 +47,7 @@ impl Settings {
             installation,
             doubt: None,
             spool,
-            vcpu_overcommit: 16,
+            overcommit: Overcommit::default(),
             pulls: 3,
             start_wait: Duration::from_secs(30),
             delete_wait: Duration::from_secs(30),

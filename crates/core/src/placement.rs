@@ -43,16 +43,35 @@ pub enum NoRoom {
     },
 }
 
-/// Memory kept for the host itself: a sixteenth, at least 256 MiB, at most 4 GiB.
-pub fn capacity(cpus: u32, memory: MemoryMib, vcpu_overcommit: u32) -> Capacity {
-    let kept = (memory.0 / 16).clamp(256, 4096);
-    Capacity {
-        vcpus: cpus.saturating_mul(vcpu_overcommit),
-        memory: MemoryMib(memory.0.saturating_sub(kept)),
+/// How much more than is there may be promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overcommit {
+    /// Virtual processors per real one.
+    pub vcpus: u32,
+    /// Guest memory in percent of what guests may have. Above 100 the host may run out of it.
+    pub memory_percent: u32,
+}
+
+impl Default for Overcommit {
+    fn default() -> Self {
+        Overcommit {
+            vcpus: 16,
+            memory_percent: 100,
+        }
     }
 }
 
-/// Whether `asked` fits beside `promised`. Memory is never promised twice; processors are shared.
+/// Memory kept for the host itself: a sixteenth, at least 256 MiB, at most 4 GiB.
+pub fn capacity(cpus: u32, memory: MemoryMib, overcommit: Overcommit) -> Capacity {
+    let kept = (memory.0 / 16).clamp(256, 4096);
+    let for_guests = memory.0.saturating_sub(kept);
+    Capacity {
+        vcpus: cpus.saturating_mul(overcommit.vcpus),
+        memory: MemoryMib(for_guests.saturating_mul(overcommit.memory_percent.into()) / 100),
+    }
+}
+
+/// Whether `asked` fits beside `promised`. No more memory is promised than `capacity` has; processors are shared.
 ///
 /// # Errors
 /// [`NoRoom`] with the numbers.
@@ -80,8 +99,14 @@ mod tests {
 
     #[test]
     fn memory_is_never_promised_twice() {
-        let host = capacity(2, MemoryMib(8192), 16);
+        let host = capacity(2, MemoryMib(8192), Overcommit::default());
         assert_eq!(host.memory, MemoryMib(8192 - 512));
+        let doubled = Overcommit {
+            memory_percent: 200,
+            ..Overcommit::default()
+        };
+        let twice = capacity(2, MemoryMib(8192), doubled);
+        assert_eq!(twice.memory, MemoryMib(2 * (8192 - 512)));
         let promised = Demand {
             vcpus: 2,
             memory_mib: 7000,

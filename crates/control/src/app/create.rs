@@ -266,7 +266,7 @@ impl App {
                 vcpus: sum.vcpus.saturating_add(view.intent.spec.vcpus),
                 memory_mib: sum.memory_mib.saturating_add(view.intent.spec.memory.0),
             });
-        let room = capacity(report.cpus, report.memory, self.0.settings.vcpu_overcommit);
+        let room = capacity(report.cpus, report.memory, self.0.settings.overcommit);
         place(room, promised, asked).map_err(|no: NoRoom| {
             AppError::coded(
                 Code::NoCapacity,

@@ -165,7 +165,7 @@ impl App {
     /// The host's.
     pub async fn resources(&self) -> Result<Resources, AppError> {
         let report = self.0.host.report().await?;
-        let room: Capacity = capacity(report.cpus, report.memory, self.0.settings.vcpu_overcommit);
+        let room: Capacity = capacity(report.cpus, report.memory, self.0.settings.overcommit);
         let views = self.0.board.all();
         let running: Vec<&View> = views.iter().filter(|view| view.takes_room()).collect();
         let vcpus: u64 = running.iter().map(|v| u64::from(v.intent.spec.vcpus)).sum();

@@ -4,22 +4,51 @@
 use crate::server::BenchServer;
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
-use warren_guest::client::{GuestClient, GuestEvent, unix_nanos_now};
+use warren_guest::client::{GuestClient, GuestEvent, GuestEvents, unix_nanos_now};
 use warren_guest::protocol::{AttachKey, BootConfig, WorkloadConfig};
 
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Removed with the benchmark.
-const TAP: &str = "wrnbare0";
 
+/// QEMU as somebody would start it by hand.
 pub(crate) struct BareQemu {
     arguments: Vec<String>,
+    /// The writable disk of the guest that the arguments are from.
+    disk: PathBuf,
     key: AttachKey,
     directory: tempfile::TempDir,
     /// The empty writable disk each run starts from.
     empty: PathBuf,
+    /// TAPs made, one a slot. Removed with the benchmark.
+    taps: usize,
+}
+
+/// A started one; ended when dropped.
+pub(crate) struct BareGuest {
+    process: Child,
+    /// Keeps the session: the guest goes on without, but it is what the server does.
+    _session: Option<(GuestClient, GuestEvents)>,
+    directory: PathBuf,
+}
+
+impl BareGuest {
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for BareGuest {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn tap(slot: usize) -> String {
+    format!("wrnbare{slot}")
 }
 
 impl BareQemu {
@@ -51,40 +80,36 @@ impl BareQemu {
             .arg(&empty)
             .status()?;
         anyhow::ensure!(made.success(), "mkfs.ext4 failed");
-        let tap = Command::new("/sbin/ip")
-            .args(["tuntap", "add", TAP, "mode", "tap"])
-            .status()?;
-        anyhow::ensure!(tap.success(), "the TAP {TAP} could not be made");
-        Command::new("/sbin/ip")
-            .args(["link", "set", TAP, "up"])
-            .status()?;
         let mut bare = BareQemu {
-            arguments: Vec::new(),
+            arguments: arguments.into_iter().skip(1).collect(),
+            disk,
             key,
             directory,
             empty,
+            taps: 0,
         };
-        bare.arguments = arguments
-            .into_iter()
-            .skip(1)
-            .map(|word| bare.by_path(&word, &disk))
-            .collect::<anyhow::Result<_>>()?;
+        bare.make_taps(1)?;
         Ok(bare)
     }
 
-    fn socket(&self, name: &str) -> PathBuf {
-        self.directory.path().join(format!("{name}.sock"))
-    }
-
-    fn disk(&self) -> PathBuf {
-        self.directory.path().join("disk.ext4")
+    /// Makes TAPs for so many slots.
+    pub(crate) fn make_taps(&mut self, slots: usize) -> anyhow::Result<()> {
+        while self.taps < slots {
+            let name = tap(self.taps);
+            self.taps += 1;
+            let ip = |arguments: &[&str]| Command::new("/sbin/ip").args(arguments).status();
+            let made = ip(&["tuntap", "add", &name, "mode", "tap"])?;
+            anyhow::ensure!(made.success(), "the TAP {name} could not be made");
+            ip(&["link", "set", &name, "up"])?;
+        }
+        Ok(())
     }
 
     /// An argument without inherited descriptors and without the server's own paths.
-    fn by_path(&self, word: &str, disk: &Path) -> anyhow::Result<String> {
+    fn by_path(&self, word: &str, home: &Path, slot: usize) -> anyhow::Result<String> {
         let word = word.replace(
-            &disk.display().to_string(),
-            &self.disk().display().to_string(),
+            &self.disk.display().to_string(),
+            &home.join("disk.ext4").display().to_string(),
         );
         let Some(start) = word.find("fd=") else {
             return Ok(word);
@@ -98,11 +123,13 @@ impl BareQemu {
                 .split(',')
                 .find_map(|part| part.strip_prefix("id="))
                 .context("a chardev without id")?;
-            return Ok(format!("{before}path={}{after}", self.socket(id).display()));
+            let socket = home.join(format!("{id}.sock"));
+            return Ok(format!("{before}path={}{after}", socket.display()));
         }
         if word.starts_with("tap,") {
             return Ok(format!(
-                "{before}ifname={TAP},script=no,downscript=no{after}"
+                "{before}ifname={},script=no,downscript=no{after}",
+                tap(slot)
             ));
         }
         bail!("an argument with a descriptor that is not known here: {word}")
@@ -110,30 +137,45 @@ impl BareQemu {
 
     /// From the start of the process to the agent's "ready".
     pub(crate) async fn start_to_ready(&self) -> anyhow::Result<Duration> {
-        // The server clones its disk inside the measured time, so this arm does too.
         let start = Instant::now();
-        clone_sparse(&self.empty, &self.disk())?;
-        let mut process = Command::new("qemu-system-x86_64")
-            .args(&self.arguments)
+        let guest = self.start(0).await?;
+        let took = start.elapsed();
+        drop(guest);
+        Ok(took)
+    }
+
+    /// Starts one and waits for its "ready". The server clones its disk inside the measured time, so this does too.
+    pub(crate) async fn start(&self, slot: usize) -> anyhow::Result<BareGuest> {
+        let home = self.directory.path().join(slot.to_string());
+        std::fs::create_dir(&home)?;
+        clone_sparse(&self.empty, &home.join("disk.ext4"))?;
+        let arguments: Vec<String> = self
+            .arguments
+            .iter()
+            .map(|word| self.by_path(word, &home, slot))
+            .collect::<anyhow::Result<_>>()?;
+        let process = Command::new("qemu-system-x86_64")
+            .args(&arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .context("starting QEMU")?;
-        let ready = tokio::time::timeout(PATIENCE, self.ready()).await;
-        let took = start.elapsed();
-        process.kill()?;
-        process.wait()?;
-        for name in ["qmp", "console", "channel"] {
-            let _ = std::fs::remove_file(self.socket(name));
-        }
-        ready.context("bare QEMU's guest was not ready in time")??;
-        Ok(took)
+        let mut guest = BareGuest {
+            process,
+            _session: None,
+            directory: home.clone(),
+        };
+        let session = tokio::time::timeout(PATIENCE, self.ready(&home.join("channel.sock")))
+            .await
+            .context("bare QEMU's guest was not ready in time")??;
+        guest._session = Some(session);
+        Ok(guest)
     }
 
-    async fn ready(&self) -> anyhow::Result<()> {
+    async fn ready(&self, channel: &Path) -> anyhow::Result<(GuestClient, GuestEvents)> {
         let stream = loop {
-            match UnixStream::connect(self.socket("channel")).await {
+            match UnixStream::connect(channel).await {
                 Ok(stream) => break stream,
                 Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
             }
@@ -142,7 +184,7 @@ impl BareQemu {
         client.boot(boot_config()).await?;
         while let Some(event) = events.next().await {
             match event {
-                GuestEvent::Ready(_) => return Ok(()),
+                GuestEvent::Ready(_) => return Ok((client, events)),
                 GuestEvent::Started { .. } => {}
                 other => bail!("the guest said {other:?}"),
             }
@@ -153,9 +195,11 @@ impl BareQemu {
 
 impl Drop for BareQemu {
     fn drop(&mut self) {
-        let _ = Command::new("/sbin/ip")
-            .args(["link", "delete", TAP])
-            .status();
+        for slot in 0..self.taps {
+            let _ = Command::new("/sbin/ip")
+                .args(["link", "delete", &tap(slot)])
+                .status();
+        }
     }
 }
 

@@ -1,42 +1,50 @@
-//! Measures what Warren adds: `create → ready` through the API against QEMU started by hand with the same
-//! kernel, initramfs, disks, devices and readiness signal. Pairs run in alternating order in one process; each arm
-//! is also compared with itself (A/A), which shows how far this machine's noise goes.
+//! Measures Warren against what does the same without it, side by side in one run: pairs in alternating order, medians,
+//! and each arm compared with itself (A/A), which shows how far this machine's noise goes.
 //!
-//! Run by `./dev bench`. Needs root (a bridge and a TAP).
+//! Run by `./dev bench`. Rows with real machines need root (a bridge and TAPs).
 #![expect(clippy::print_stdout, reason = "a program that prints a table")]
 
 mod bare;
-mod figures;
+mod client;
+mod report;
+mod rows;
 mod server;
 
 use anyhow::{Context, bail};
-use figures::Figures;
+use report::{NOISE, Report};
 use std::path::PathBuf;
-use std::time::Duration;
 
-/// Pairs measured unless told otherwise.
-const PAIRS: usize = 15;
-/// The ratio that `--check` accepts.
-const LIMIT: f64 = 1.25;
-/// How far an arm may be from itself for a ratio to mean anything.
-const NOISE: f64 = 0.05;
+/// Every subject, in the order in which they run.
+const SUBJECTS: [&str; 6] = ["create", "requests", "durable", "list", "memory", "crowd"];
 
 struct Arguments {
+    subjects: Vec<String>,
     pairs: usize,
+    instances: usize,
     json: Option<PathBuf>,
     check: bool,
 }
 
 const HELP: &str = "\
-./dev bench: what Warren adds to starting QEMU by hand
+./dev bench: Warren against the bare tools, as ratios
 
-  --pairs N     measured pairs [default: 15]
-  --json FILE   also write the figures there
-  --check       fail when the ratio is above its limit";
+  SUBJECT…        only these [default: all]:
+                  create    create → ready against QEMU by hand, and where the time goes
+                  requests  GET requests a second against a hello-world
+                  durable   durable creates a second against the bare store (fake hypervisor)
+                  list      a list of 10,000 against serialising it (fake hypervisor)
+                  memory    for each instance, and of a VMM against QEMU by hand
+                  crowd     many instances started, and a server restart among them
+  --pairs N       measured pairs [default: 15]
+  --instances N   how many make a crowd [default: 100]
+  --json FILE     also write the figures there (docs/bench.json is the committed table)
+  --check         fail when a row misses its aim, or is more than a tenth worse than docs/bench.json";
 
 fn arguments() -> anyhow::Result<Option<Arguments>> {
     let mut parsed = Arguments {
-        pairs: PAIRS,
+        subjects: Vec::new(),
+        pairs: 15,
+        instances: 100,
         json: None,
         check: false,
     };
@@ -46,58 +54,68 @@ fn arguments() -> anyhow::Result<Option<Arguments>> {
             "-h" | "--help" => return Ok(None),
             "--check" => parsed.check = true,
             "--pairs" => parsed.pairs = words.next().context("--pairs needs a number")?.parse()?,
+            "--instances" => {
+                parsed.instances = words
+                    .next()
+                    .context("--instances needs a number")?
+                    .parse()?;
+            }
             "--json" => parsed.json = Some(words.next().context("--json needs a file")?.into()),
+            subject if SUBJECTS.contains(&subject) => parsed.subjects.push(subject.to_owned()),
             other => bail!("there is no {other} (see --help)"),
         }
     }
     anyhow::ensure!(parsed.pairs >= 4, "an A/A control needs at least 4 pairs");
+    anyhow::ensure!(parsed.instances >= 2, "a crowd has at least 2 instances");
+    if parsed.subjects.is_empty() {
+        parsed.subjects = SUBJECTS.map(str::to_owned).to_vec();
+    }
     Ok(Some(parsed))
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    if std::env::args().nth(1).as_deref() == Some(rows::requests::HELLO) {
+        return rows::requests::serve_hello().await;
+    }
     let _ = rustls::crypto::ring::default_provider().install_default();
     let Some(arguments) = arguments()? else {
         println!("{HELP}");
         return Ok(());
     };
-    let server = server::BenchServer::start().await?;
-    let bare = bare::BareQemu::like_a_guest_of(&server).await?;
-    // Neither arm pays for what the first run of anything pays.
-    server.create_to_ready("warm-up").await?;
-    bare.start_to_ready().await?;
-    let (mut through, mut by_hand): (Vec<Duration>, Vec<Duration>) = Default::default();
-    for pair in 0..arguments.pairs {
-        let name = format!("pair-{pair}");
-        if pair % 2 == 0 {
-            through.push(server.create_to_ready(&name).await?);
-            by_hand.push(bare.start_to_ready().await?);
-        } else {
-            by_hand.push(bare.start_to_ready().await?);
-            through.push(server.create_to_ready(&name).await?);
+    let (pairs, mut report) = (arguments.pairs, Report::default());
+    for subject in &arguments.subjects {
+        match subject.as_str() {
+            "create" => rows::create::measure(pairs, &mut report).await?,
+            "requests" => rows::requests::measure(pairs, &mut report).await?,
+            "durable" => rows::durable::measure(pairs, &mut report).await?,
+            "list" => rows::list::measure(pairs.min(6), &mut report).await?,
+            "memory" => rows::memory::measure(pairs.min(6), &mut report).await?,
+            "crowd" => rows::crowd::measure(arguments.instances, 5, &mut report).await?,
+            other => bail!("there is no {other}"),
         }
-        eprint!("\r{} of {} pairs", pair + 1, arguments.pairs);
     }
-    eprintln!();
-    let figures = Figures::of(&through, &by_hand);
-    println!("{}", figures.table());
+    println!("{}", report.table());
+    for row in report.noisy() {
+        println!(
+            "{}: an arm differs from itself by more than {:.0} %: this machine was noisy.",
+            row.name,
+            NOISE * 100.0
+        );
+    }
     if let Some(path) = arguments.json {
-        std::fs::write(&path, serde_json::to_string_pretty(&figures)?)
+        std::fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")
             .with_context(|| format!("writing {}", path.display()))?;
     }
-    server.stop().await?;
     if arguments.check {
-        anyhow::ensure!(
-            figures.ratio <= LIMIT,
-            "create → ready is {:.3} of bare QEMU; the limit is {LIMIT}",
-            figures.ratio
-        );
-    }
-    if figures.worst_control() > NOISE {
-        println!(
-            "This machine was noisy: an arm differs from itself by {:.0} %.",
-            figures.worst_control() * 100.0
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/bench.json");
+        let committed = match std::fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).context("reading docs/bench.json")?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Report::default(),
+            Err(error) => return Err(error).context("reading docs/bench.json"),
+        };
+        let complaints = report.complaints(&committed);
+        anyhow::ensure!(complaints.is_empty(), "{}", complaints.join("\n"));
     }
     Ok(())
 }

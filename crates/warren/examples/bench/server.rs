@@ -1,19 +1,28 @@
-//! The measured arm: a server of its own, and the time from the create request to the answer that says
-//! Running, which the server gives when the guest has said that it is ready.
+//! The measured arm: a server of its own. Creates end with the answer that says Running, which the server gives when
+//! the guest has said that it is ready.
 
-use anyhow::Context;
+use crate::client::Connection;
+use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// Until the server must have answered.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What runs the instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Machines {
+    /// QEMU, on a bridge.
+    Real,
+    /// The fake hypervisor, without a network: what is left is Warren alone.
+    Fake,
+}
+
 pub(crate) struct BenchServer {
     process: std::process::Child,
+    machines: Machines,
     data: tempfile::TempDir,
     port: u16,
     binary: PathBuf,
@@ -23,38 +32,60 @@ fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+fn environment(machines: Machines, data: &Path, port: u16) -> Vec<(&'static str, String)> {
+    let mut all = vec![
+        ("DATA_DIR", data.display().to_string()),
+        ("PORT", port.to_string()),
+        ("WARREN_SERVER", format!("http://127.0.0.1:{port}")),
+        ("BRIDGE_NAME", format!("wrnb{port}")),
+        ("SUBNET_CIDR", "10.127.201.0/24".to_owned()),
+        ("SUBNET_GATEWAY", "10.127.201.1".to_owned()),
+    ];
+    if machines == Machines::Fake {
+        all.push(("WARREN_HYPERVISORS", "[fake]".to_owned()));
+        all.push(("WARREN_NETWORK", "none".to_owned()));
+        // Ten thousand of them must fit.
+        all.push(("WARREN_MEMORY_OVERCOMMIT_PERCENT", "1000000".to_owned()));
+    }
+    all
+}
+
+fn launch(
+    binary: &Path,
+    machines: Machines,
+    data: &Path,
+    port: u16,
+) -> anyhow::Result<std::process::Child> {
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(data.join("server.log"))?;
+    Command::new(binary)
+        .arg("server")
+        .envs(environment(machines, data, port))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("starting {}", binary.display()))
+}
+
 impl BenchServer {
-    pub(crate) async fn start() -> anyhow::Result<Self> {
+    pub(crate) async fn start(machines: Machines) -> anyhow::Result<Self> {
         let binary = std::env::var_os("WARREN_BIN")
             .map_or_else(|| checkout().join("target/release/warren"), PathBuf::from);
         let data = tempfile::Builder::new().prefix("wrnb").tempdir()?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port();
-        let log = std::fs::File::create(data.path().join("server.log"))?;
-        let process = Command::new(&binary)
-            .arg("server")
-            .envs(Self::environment(data.path(), port))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("starting {}", binary.display()))?;
-        let server = BenchServer {
-            process,
+        let mut server = BenchServer {
+            process: launch(&binary, machines, data.path(), port)?,
+            machines,
             data,
             port,
             binary,
         };
-        let deadline = Instant::now() + PATIENCE;
-        while server.call("GET", "/health", None).await.is_err() {
-            anyhow::ensure!(
-                Instant::now() < deadline,
-                "the server did not come up: {}",
-                server.log()
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        server.up().await?;
         let layout = server.data.path().join("layout");
         let made = Command::new(checkout().join("scripts/make-busybox-image"))
             .arg(&layout)
@@ -62,7 +93,7 @@ impl BenchServer {
         anyhow::ensure!(made.success(), "the image could not be made");
         let loaded = Command::new(&server.binary)
             .args(["load", &layout.to_string_lossy(), "--name", "bench"])
-            .envs(Self::environment(server.data.path(), port))
+            .envs(environment(machines, server.data.path(), port))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status()?;
@@ -70,15 +101,39 @@ impl BenchServer {
         Ok(server)
     }
 
-    fn environment(data: &Path, port: u16) -> Vec<(&'static str, String)> {
-        vec![
-            ("DATA_DIR", data.display().to_string()),
-            ("PORT", port.to_string()),
-            ("WARREN_SERVER", format!("http://127.0.0.1:{port}")),
-            ("BRIDGE_NAME", format!("wrnb{port}")),
-            ("SUBNET_CIDR", "10.127.201.0/24".to_owned()),
-            ("SUBNET_GATEWAY", "10.127.201.1".to_owned()),
-        ]
+    /// Waits until the API answers; for how long.
+    async fn up(&mut self) -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        loop {
+            if let Ok(mut connection) = Connection::open(self.port).await
+                && matches!(
+                    connection.request("GET", "/health", b"").await,
+                    Ok((200, _))
+                )
+            {
+                return Ok(start.elapsed());
+            }
+            if start.elapsed() > PATIENCE || self.process.try_wait()?.is_some() {
+                bail!("the server did not come up: {}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Kills it and starts it again; how long until the API answered.
+    pub(crate) async fn restart(&mut self) -> anyhow::Result<Duration> {
+        self.process.kill()?;
+        self.process.wait()?;
+        self.process = launch(&self.binary, self.machines, self.data.path(), self.port)?;
+        self.up().await
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     fn log(&self) -> String {
@@ -89,46 +144,43 @@ impl BenchServer {
         self.data.path().join("instances")
     }
 
-    async fn call(
+    pub(crate) async fn call(
         &self,
         method: &str,
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<(u16, Value)> {
-        let exchange = async {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-            let body = body.map(Value::to_string).unwrap_or_default();
-            let head = format!(
-                "{method} {path} HTTP/1.1\r\nHost: localhost:{}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-                self.port,
-                body.len()
-            );
-            stream.write_all((head + &body).as_bytes()).await?;
-            let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).await?;
-            let answer = String::from_utf8_lossy(&answer).into_owned();
-            let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-            let status = head.split(' ').nth(1).context("no status")?.parse()?;
-            Ok((status, serde_json::from_str(body).unwrap_or(Value::Null)))
-        };
-        tokio::time::timeout(PATIENCE, exchange)
-            .await
-            .context("the server did not answer")?
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let mut connection = Connection::open(self.port).await?;
+        let (status, answer) = connection.request(method, path, body.as_bytes()).await?;
+        Ok((
+            status,
+            serde_json::from_slice(&answer).unwrap_or(Value::Null),
+        ))
     }
 
     /// Starts an instance that does nothing.
-    pub(crate) async fn create(&self, name: &str) -> anyhow::Result<()> {
-        let request = json!({
-            "id": name, "name": name, "image": "bench", "memory_mb": 256, "vcpus": 1, "overlay_size": "1GB",
-            "cmd": ["sleep", "100000"],
-        });
+    pub(crate) async fn create(&self, name: &str) -> anyhow::Result<Value> {
+        let request = self.request(name);
         let (status, answer) = self.call("POST", "/instances", Some(&request)).await?;
         anyhow::ensure!(
             status == 201 && answer["state"] == "Running",
             "create answered {status}: {answer}\n{}",
             self.log()
         );
-        Ok(())
+        Ok(answer)
+    }
+
+    /// The body of a create.
+    pub(crate) fn request(&self, name: &str) -> Value {
+        let (memory, disk) = match self.machines {
+            Machines::Real => (128, "1GB"),
+            Machines::Fake => (64, "16MB"),
+        };
+        json!({
+            "id": name, "name": name, "image": "bench", "memory_mb": memory, "vcpus": 1, "overlay_size": disk,
+            "cmd": ["sleep", "100000"], "network": {"enabled": self.machines == Machines::Real},
+        })
     }
 
     pub(crate) async fn delete(&self, name: &str) -> anyhow::Result<()> {
@@ -139,22 +191,33 @@ impl BenchServer {
         Ok(())
     }
 
-    /// The time of one create; the instance is removed again, unmeasured.
-    pub(crate) async fn create_to_ready(&self, name: &str) -> anyhow::Result<Duration> {
-        let start = Instant::now();
-        self.create(name).await?;
-        let took = start.elapsed();
-        self.delete(name).await?;
-        Ok(took)
+    /// A host has room for so many only.
+    pub(crate) async fn remove_all(&self) -> anyhow::Result<()> {
+        loop {
+            let (_, page) = self.call("GET", "/instances?limit=1000", None).await?;
+            let ids: Vec<&str> = page
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|instance| instance["id"].as_str())
+                .collect();
+            if ids.is_empty() {
+                return Ok(());
+            }
+            for some in ids.chunks(32) {
+                futures::future::try_join_all(some.iter().map(|id| self.delete(id))).await?;
+            }
+        }
     }
 
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        self.remove_all().await?;
         let pid = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         tokio::task::block_in_place(|| self.process.wait())?;
         let cleaned = Command::new(&self.binary)
             .args(["system", "clean"])
-            .envs(Self::environment(self.data.path(), self.port))
+            .envs(environment(self.machines, self.data.path(), self.port))
             .stdout(Stdio::null())
             .status()?;
         anyhow::ensure!(cleaned.success(), "system clean failed");

@@ -99,6 +99,8 @@ pub(crate) struct Config {
     pub(crate) push_limits: PushLimits,
     /// Virtual processors that may be promised per real one.
     pub(crate) vcpu_overcommit: u32,
+    /// Guest memory that may be promised, in percent of what guests may have. Above 100, the host may run out of it.
+    pub(crate) memory_overcommit_percent: u32,
     /// What is logged: a level, or `target=level` pairs.
     pub(crate) log: String,
     /// How.
@@ -143,6 +145,7 @@ impl Default for Config {
             registry: BTreeMap::new(),
             push_limits: PushLimits::default(),
             vcpu_overcommit: 16,
+            memory_overcommit_percent: 100,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
         }

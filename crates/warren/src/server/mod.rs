@@ -31,6 +31,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use warren_control::{App, Auth, Settings};
+use warren_core::placement::Overcommit;
 use warren_core::ports::Store;
 
 /// How long background work may take to end after the listeners have.
@@ -202,8 +203,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let record::Opened { store, doubt } = record::open(&data).await?;
     let (host, clock) = wire::host(&config, &data)?;
     let mut settings = Settings::new(data.installation.clone(), data.uploads());
-    settings.vcpu_overcommit = config.vcpu_overcommit;
     settings.doubt = doubt;
+    settings.overcommit = Overcommit {
+        vcpus: config.vcpu_overcommit,
+        memory_percent: config.memory_overcommit_percent,
+    };
     let app = App::start(
         store.clone() as Arc<dyn Store>,
         host,

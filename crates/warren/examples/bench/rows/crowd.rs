@@ -1,0 +1,117 @@
+//! Many instances: started against the same QEMUs under two workers, and a server restart among them.
+
+use crate::bare::{BareGuest, BareQemu};
+use crate::report::{Aim, Report, Row};
+use crate::server::{BenchServer, Machines};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// As `xargs -P2` would.
+const WORKERS: usize = 2;
+/// Until all must be adopted.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) async fn measure(
+    instances: usize,
+    restarts: usize,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut server = BenchServer::start(Machines::Real).await?;
+    let mut bare = BareQemu::like_a_guest_of(&server).await?;
+    bare.make_taps(instances)?;
+    let by_hand = by_hand(&bare, instances).await?;
+    let through = through_the_api(&server, instances).await?;
+    report.rows.push(Row::of_pairs(
+        "crowd",
+        &format!("{instances} instances started, all kept running"),
+        "s",
+        "the same QEMUs under two workers",
+        Aim::AtMost(1.05),
+        &[through],
+        &[by_hand],
+    ));
+    let (mut up, mut adopted) = (Vec::new(), Vec::new());
+    for _ in 0..restarts {
+        let start = Instant::now();
+        up.push(server.restart().await?.as_secs_f64());
+        adopted.push(all_running(&server, instances, start).await?);
+    }
+    report.rows.push(Row::of_bound(
+        "restart-api",
+        &format!("server killed and started with {instances} running: the API answers"),
+        "s",
+        1.0,
+        &up,
+    ));
+    report.rows.push(Row::of_bound(
+        "restart-adopted",
+        "… and every one of them is seen to run",
+        "s",
+        2.0,
+        &adopted,
+    ));
+    server.stop().await
+}
+
+async fn by_hand(bare: &BareQemu, instances: usize) -> anyhow::Result<f64> {
+    let next = AtomicUsize::new(0);
+    let running: Mutex<Vec<BareGuest>> = Mutex::new(Vec::new());
+    let start = Instant::now();
+    let workers = (0..WORKERS).map(|_| async {
+        loop {
+            let slot = next.fetch_add(1, Ordering::Relaxed);
+            if slot >= instances {
+                return anyhow::Ok(());
+            }
+            let guest = bare.start(slot).await?;
+            running
+                .lock()
+                .map_err(|_| anyhow::anyhow!("a worker panicked"))?
+                .push(guest);
+        }
+    });
+    futures::future::try_join_all(workers).await?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+async fn through_the_api(server: &BenchServer, instances: usize) -> anyhow::Result<f64> {
+    let next = AtomicUsize::new(0);
+    let start = Instant::now();
+    let workers = (0..WORKERS).map(|_| async {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= instances {
+                return anyhow::Ok(());
+            }
+            server.create(&format!("crowd-{number:04}")).await?;
+        }
+    });
+    futures::future::try_join_all(workers).await?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Seconds from `start` until every instance is seen to run.
+async fn all_running(
+    server: &BenchServer,
+    instances: usize,
+    start: Instant,
+) -> anyhow::Result<f64> {
+    loop {
+        let (_, page) = server.call("GET", "/instances?limit=1000", None).await?;
+        let running = page
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|instance| instance["state"] == "Running")
+            .count();
+        if running == instances {
+            return Ok(start.elapsed().as_secs_f64());
+        }
+        anyhow::ensure!(
+            start.elapsed() < PATIENCE,
+            "only {running} of {instances} run again"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

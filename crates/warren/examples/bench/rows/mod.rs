@@ -1,0 +1,8 @@
+//! One module a subject; each gives the rows it measured.
+
+pub(crate) mod create;
+pub(crate) mod crowd;
+pub(crate) mod durable;
+pub(crate) mod list;
+pub(crate) mod memory;
+pub(crate) mod requests;
