@@ -1,5 +1,9 @@
 //! Layers made to do harm: each is refused with a type of its own, or harmless.
 #![expect(clippy::unwrap_used, reason = "a failure fails the test")]
+#![expect(
+    clippy::duplicate_mod,
+    reason = "the list is included elsewhere too, without `support`"
+)]
 
 #[path = "support/hostile.rs"]
 mod list;
