@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a test that does not run says so")]
 
 mod dying;
+mod full;
 mod harness;
 mod scenarios;
 mod surviving;

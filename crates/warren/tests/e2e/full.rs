@@ -1,0 +1,112 @@
+//! A server whose file system is full: it says so, does what needs no room, and goes on when there is some.
+
+use crate::harness::{Mode, Server, is_root, skip};
+use serde_json::json;
+use std::path::Path;
+use std::process::Command;
+
+/// A tmpfs whose size can be changed, unmounted at the end.
+struct Small<'a>(&'a Path);
+
+impl Small<'_> {
+    fn mount(&self, options: &str) -> bool {
+        let mut command = Command::new("mount");
+        if !options.starts_with("remount") {
+            command.args(["-t", "tmpfs", "warren-test"]);
+        }
+        let status = command.args(["-o", options]).arg(self.0).status();
+        status.is_ok_and(|status| status.success())
+    }
+
+    /// No more room than is taken.
+    fn fill(&self) {
+        let found = rustix::fs::statvfs(self.0).expect("it is mounted");
+        let used = (found.f_blocks - found.f_bfree) * found.f_frsize;
+        assert!(self.mount(&format!("remount,size={used}")));
+    }
+}
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_507_and_over_once_there_is_room() {
+    let name = "e2e::full::a_full_disk_is_507_and_over_once_there_is_room";
+    if !is_root() {
+        return skip(name, "mounting needs root");
+    }
+    let work = tempfile::tempdir().expect("a temporary directory");
+    let data = work.path().join("data");
+    std::fs::create_dir(&data).expect("a directory in it");
+    let small = Small(&data);
+    if !small.mount("size=1g") {
+        return skip(name, "a tmpfs cannot be mounted here");
+    }
+    let data = data.to_string_lossy().into_owned();
+    let mut server = Server::start_in(
+        Mode::Bridge,
+        &[
+            ("DATA_DIR", &data),
+            ("WARREN_HYPERVISORS", "[fake]"),
+            ("WARREN_NETWORK", "none"),
+        ],
+    );
+    // Small enough to be sent whole before the answer comes.
+    std::fs::write(work.path().join("file"), "something").expect("there is room here");
+    let tarball = work.path().join("root.tar").to_string_lossy().into_owned();
+    let packed = Command::new("tar")
+        .args(["-cf", &tarball, "-C"])
+        .arg(work.path())
+        .arg("file")
+        .status();
+    assert!(packed.is_ok_and(|status| status.success()));
+    let load = ["load", &tarball, "--name", "small"];
+    let create = |n: usize| {
+        let body = json!({"name": format!("n{n}"), "image": "busybox-web", "cmd": ["sleep", "9"]});
+        server.api("POST", "/instances", Some(body))
+    };
+
+    small.fill();
+    let refused = server.run(&load);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && said.contains("space"),
+        "{said}"
+    );
+    let (status, problem) = create(0);
+    assert_eq!(
+        (status, &problem["code"]),
+        (507, &json!("disk_full")),
+        "{problem}"
+    );
+    // What needs no room goes on.
+    for path in ["/health", "/instances", "/images", "/system/df"] {
+        assert_eq!(server.api("GET", path, None).0, 200, "{path}");
+    }
+    let (status, images) = server.api("GET", "/images", None);
+    assert_eq!(
+        (status, images.as_array().map(Vec::len)),
+        (200, Some(1)),
+        "{images}"
+    );
+    let (status, found) = server.api(
+        "POST",
+        "/images/verify",
+        Some(json!({"image": "busybox-web"})),
+    );
+    assert_eq!((status, &found["sound"]), (200, &json!(true)), "{found}");
+
+    assert!(small.mount("remount,size=1g"));
+    server.ok(&load);
+    let (status, instance) = create(1);
+    assert_eq!(status, 201, "{instance}");
+    server.ok(&["rm", "-f", "n1"]);
+    let usage = server.ok(&["system", "df"]);
+    assert!(usage.contains("images"), "{usage}");
+    server.ok(&["prune", "--all"]);
+    assert_eq!(server.ok(&["images", "-q"]), "");
+    assert!(server.terminate().success());
+}
