@@ -1,6 +1,6 @@
 //! A server whose file system is full: it says so, does what needs no room, and goes on when there is some.
 
-use crate::harness::{Mode, Server, is_root, skip};
+use crate::harness::{Mode, Server, is_root, missing, skip};
 use serde_json::json;
 use std::path::Path;
 use std::process::Command;
@@ -108,5 +108,42 @@ fn a_full_disk_is_507_and_over_once_there_is_room() {
     assert!(usage.contains("images"), "{usage}");
     server.ok(&["prune", "--all"]);
     assert_eq!(server.ok(&["images", "-q"]), "");
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn a_guests_disk_has_the_size_it_was_given_and_no_more() {
+    let name = "e2e::full::a_guests_disk_has_the_size_it_was_given_and_no_more";
+    if let Some(reason) = missing(Mode::Bridge) {
+        return skip(name, &reason);
+    }
+    let mut server = Server::start(Mode::Bridge);
+    let script = "df -k / | tail -n 1; dd if=/dev/zero of=/big bs=1M count=200 2>&1; echo code $?; \
+                  rm -f /big; echo fine > /ok; cat /ok";
+    let words = [
+        "run",
+        "--rm",
+        "--disk",
+        "64M",
+        "busybox-web",
+        "sh",
+        "-c",
+        script,
+    ];
+    let said = server.ok(&words);
+    let kibibytes: Vec<u64> = said
+        .lines()
+        .next()
+        .expect("df says something")
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    // What ext4 keeps for itself is not shown.
+    assert!((40_000..=65_536).contains(&kibibytes[0]), "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+    assert!(
+        said.contains("code 1") && said.ends_with("fine\n"),
+        "{said}"
+    );
     assert!(server.terminate().success());
 }
