@@ -61,7 +61,9 @@ pub enum LayerPhase {
     Downloading,
     /// Its files are being written to the disk.
     Converting,
-    /// It is part of the disk, or was here already.
+    /// Its bytes are going out.
+    Uploading,
+    /// It is where it should be, or was there already.
     Done,
 }
 

@@ -72,6 +72,32 @@ pub struct LoadRequest {
     pub platform: Option<String>,
 }
 
+/// A push.
+#[derive(Debug, Clone, Default)]
+pub struct PushRequest {
+    /// The id of the image's record.
+    pub id: String,
+    /// The reference to give it in its registry.
+    pub target: String,
+    /// Plain HTTP only where asked.
+    pub transport: Transport,
+    /// Given with the request; else those of the configuration file.
+    pub credentials: Option<RegistryCredentials>,
+}
+
+/// What a push did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pushed {
+    /// The reference it has there, normalised.
+    pub target: String,
+    /// `sha256:…` of its manifest.
+    pub digest: String,
+    /// Number of layers.
+    pub layers: usize,
+    /// Bytes of the blobs that had to be sent.
+    pub sent_bytes: u64,
+}
+
 /// The image store. Dropping a future of it cancels the work and leaves nothing but verified layers.
 #[async_trait]
 pub trait Images: Send + Sync {
@@ -89,6 +115,10 @@ pub trait Images: Send + Sync {
         request: LoadRequest,
         progress: ProgressSink,
     ) -> Result<Vec<ImageRecord>, PortError>;
+    /// Sends what a registry lacks of an image, byte for byte as it came, and names it there. NotFound (`image_not_here`)
+    /// without such a record.
+    async fn push(&self, request: PushRequest, progress: ProgressSink)
+    -> Result<Pushed, PortError>;
     /// All records, by name.
     async fn list(&self) -> Result<Vec<ImageRecord>, PortError>;
     /// The record a user means: an id, a reference (normalised first), a digest, or an unambiguous

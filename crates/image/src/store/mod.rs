@@ -26,6 +26,7 @@ mod keep;
 mod load;
 pub(crate) mod publish;
 mod pull;
+mod push;
 mod records;
 mod serving;
 mod usage;
@@ -41,7 +42,7 @@ use warren_core::PortError;
 use warren_core::image::ImageRecord;
 use warren_core::ports::Images;
 use warren_core::ports::images::{
-    ImageUpkeep, LoadRequest, ProgressSink, PruneRequest, PullRequest,
+    ImageUpkeep, LoadRequest, ProgressSink, PruneRequest, PullRequest, PushRequest, Pushed,
 };
 use warren_core::storage::{ImagesUsage, Pruned, Repair, Verification};
 
@@ -225,6 +226,14 @@ impl Images for ImageStore {
         progress: ProgressSink,
     ) -> Result<Vec<ImageRecord>, PortError> {
         Ok(self.load_images(request, progress).await?)
+    }
+
+    async fn push(
+        &self,
+        request: PushRequest,
+        progress: ProgressSink,
+    ) -> Result<Pushed, PortError> {
+        Ok(self.push_image(request, progress).await?)
     }
 
     async fn list(&self) -> Result<Vec<ImageRecord>, PortError> {

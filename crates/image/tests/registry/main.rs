@@ -7,6 +7,7 @@ mod mirrors;
 mod platforms;
 mod proxies;
 mod pull;
+mod push;
 mod refusals;
 mod server;
 #[path = "../support/mod.rs"]

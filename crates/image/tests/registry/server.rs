@@ -169,6 +169,15 @@ impl Server {
         digest
     }
 
+    pub(crate) fn blob(&self, digest: &str) -> Option<Bytes> {
+        self.state.blobs.lock().unwrap().get(digest).cloned()
+    }
+
+    pub(crate) fn manifest(&self, repository: &str, name: &str) -> Option<(String, Bytes)> {
+        let manifests = self.state.manifests.lock().unwrap();
+        manifests.get(&format!("{repository}/{name}")).cloned()
+    }
+
     /// Under its tag and under its digest, which it gives.
     pub(crate) fn put_manifest(&self, repository: &str, tag: &str, manifest: &Value) -> String {
         let bytes = Bytes::from(manifest.to_string());

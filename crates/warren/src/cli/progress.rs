@@ -135,6 +135,7 @@ impl ImageBars {
             LayerPhase::Waiting => return,
             LayerPhase::Downloading => "downloading",
             LayerPhase::Converting => "converting",
+            LayerPhase::Uploading => "uploading",
             LayerPhase::Done => {
                 if let Some(bar) = self.layers.remove(digest) {
                     bar.finish_and_clear();

@@ -12,6 +12,7 @@ use super::RegistryError;
 use super::client::Client;
 use super::credentials::{Credentials, credentials_for};
 use super::endpoint::{Endpoint, Patience};
+use super::push::Pusher;
 use super::settings::{HostSettings, RegistrySettings, Tls, TlsSettings};
 use crate::source::reference::Reference;
 
@@ -84,6 +85,26 @@ impl Registries {
         );
         endpoints.push(origin.await?);
         Ok(Client::new(endpoints))
+    }
+
+    /// For a push: the registry itself.
+    pub(crate) async fn pusher(
+        &self,
+        reference: &Reference,
+        transport: Transport,
+        credentials: Option<RegistryCredentials>,
+    ) -> Result<Pusher, RegistryError> {
+        let repository = reference.repository().to_owned();
+        let registry = reference.registry();
+        self.settings.allow(registry)?;
+        let endpoint = self.endpoint(
+            registry,
+            repository,
+            transport,
+            credentials,
+            Patience::Origin,
+        );
+        Ok(Pusher::new(endpoint.await?))
     }
 
     async fn endpoint(

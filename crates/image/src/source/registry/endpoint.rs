@@ -185,6 +185,15 @@ impl Endpoint {
         self.patience
     }
 
+    pub(super) fn stall(&self) -> Duration {
+        self.stall
+    }
+
+    /// Whether an address is this registry's own: others get no credentials.
+    pub(super) fn owns(&self, url: &Url) -> bool {
+        Url::parse(&self.base).is_ok_and(|base| base.origin() == url.origin())
+    }
+
     /// The address of a path below the repository.
     pub(super) fn url(&self, path: &str) -> String {
         format!("{}/{path}", self.base)
@@ -549,7 +558,7 @@ impl Endpoint {
 }
 
 /// Adds the header that was found for a request.
-fn authorized(request: RequestBuilder, header: Option<HeaderValue>) -> RequestBuilder {
+pub(super) fn authorized(request: RequestBuilder, header: Option<HeaderValue>) -> RequestBuilder {
     match header {
         Some(header) => request.header(AUTHORIZATION, header),
         None => request,
@@ -557,7 +566,9 @@ fn authorized(request: RequestBuilder, header: Option<HeaderValue>) -> RequestBu
 }
 
 /// The first cause of a kind, also inside I/O errors.
-fn cause<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+pub(super) fn cause<'a, T: StdError + 'static>(
+    error: &'a (dyn StdError + 'static),
+) -> Option<&'a T> {
     let mut at = Some(error);
     while let Some(error) = at {
         if let Some(found) = error.downcast_ref() {

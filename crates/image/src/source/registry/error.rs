@@ -95,6 +95,15 @@ pub enum RegistryError {
     /// A layer could not be kept on disk.
     #[error("a layer cannot be written to disk")]
     Write(#[source] io::Error),
+    /// A blob that was to be sent could not be read, or is not what its digest says.
+    #[error("{digest} cannot be sent from this host")]
+    Read {
+        /// Which.
+        digest: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The operator's list does not have it.
     #[error("this server reaches {allowed} only, not {registry}")]
     NotAllowed {
@@ -215,6 +224,7 @@ impl RegistryError {
             | RegistryError::NotFound { .. }
             | RegistryError::Wrong { .. }
             | RegistryError::Write(_)
+            | RegistryError::Read { .. }
             | RegistryError::NotAllowed { .. }
             | RegistryError::Credentials { .. }
             | RegistryError::Settings { .. }
@@ -282,6 +292,8 @@ impl RegistryError {
                 PortError::retry("image_damaged", text).with_hint("try again, or get it elsewhere")
             }
             RegistryError::Write(source) => PortError::io("writing a layer", copied(source)),
+            RegistryError::Read { .. } => PortError::conflict("image_blob_unreadable", text)
+                .with_hint("repair the image with `warren image verify --repair`"),
             RegistryError::NotAllowed { .. } => {
                 PortError::new(ErrorClass::Denied, "registry_not_allowed", text).with_hint(
                     "name one of them, or have it added to `registries` in the server's configuration",
