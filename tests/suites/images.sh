@@ -250,6 +250,19 @@ nginx_stops_by_its_signal() {
     warren rm web
 }
 
+pushed_image_comes_back_the_same() {
+    local said
+    said=$(warren push --plain-http "$REGISTRY/worker:1" --as "$REGISTRY/team/pushed:1")
+    expect "$REGISTRY/team/pushed:1" "$said"
+    expect "$(skopeo inspect --tls-verify=false -f '{{.Digest}}' "docker://$REGISTRY/worker:1")" \
+        "$(skopeo inspect --tls-verify=false -f '{{.Digest}}' "docker://$REGISTRY/team/pushed:1")"
+    # Again, as JSON: there is nothing left to send.
+    said=$(warren push -q -o json --plain-http "$REGISTRY/worker:1" --as "$REGISTRY/team/pushed:2")
+    expect '["pushed", 0, 3]' "$(python3 -c 'import json, sys; push = json.load(sys.stdin); print(json.dumps([push["status"], push["bytes"], push["layers"]]))' <<<"$said")"
+    said=$(refused warren push --plain-http nobody-has-this:1 --as "$REGISTRY/team/none:1")
+    contains "$said" "nobody-has-this"
+}
+
 archives_load_and_run() {
     local said status kind
     skopeo --insecure-policy copy -q "oci:$WORK/worker:1" "docker-archive:$WORK/worker.docker.tar:localhost/worker:docker"
@@ -287,6 +300,7 @@ check changed-layer-alone-is-fetched changed_layer_alone_is_fetched
 check pull-again-fetches-no-layer pull_again_fetches_no_layer
 check missing-tag-is-said missing_tag_is_said
 check nobody-at-the-registry-is-said nobody_at_the_registry_is_said
+check pushed-image-comes-back-the-same pushed_image_comes_back_the_same
 check archives-load-and-run archives_load_and_run
 check archive-that-is-none-is-refused archive_that_is_none_is_refused
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::mpsc;
 use warren_core::PortError;
 use warren_core::image::ImageRecord;
-use warren_core::ports::host_link::{HostImages, ImageImport, ImageUpdate};
-use warren_core::ports::images::{ProgressSink, PruneRequest, PullRequest};
+use warren_core::ports::host_link::{HostImages, ImageImport, ImageUpdate, PushUpdate};
+use warren_core::ports::images::{ProgressSink, PruneRequest, PullRequest, PushRequest};
 use warren_core::ports::{BoxStream, Images, Registry};
 use warren_core::storage::{Pruned, Repair, Verification};
 
@@ -41,15 +41,23 @@ impl AgentImages {
     }
 }
 
-/// Ends the import when its stream is dropped.
-struct Import {
-    updates: mpsc::Receiver<ImageUpdate>,
+/// Work that ends when the stream of its updates is dropped.
+struct Work<T> {
+    updates: mpsc::Receiver<T>,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Import {
+impl<T> Drop for Work<T> {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+impl<T: Send + 'static> Work<T> {
+    fn stream(self) -> BoxStream<T> {
+        Box::pin(futures::stream::unfold(self, |mut work| async move {
+            work.updates.recv().await.map(|update| (update, work))
+        }))
     }
 }
 
@@ -77,11 +85,22 @@ impl HostImages for AgentImages {
             };
             let _ = sender.send(ImageUpdate::Done(result)).await;
         });
-        let import = Import { updates, task };
-        Ok(Box::pin(futures::stream::unfold(
-            import,
-            |mut import| async move { import.updates.recv().await.map(|update| (update, import)) },
-        )))
+        Ok(Work { updates, task }.stream())
+    }
+
+    async fn push(&self, request: PushRequest) -> Result<BoxStream<PushUpdate>, PortError> {
+        let (sender, updates) = mpsc::channel(BACKLOG);
+        let images = Arc::clone(&self.images);
+        let progress_sender = sender.clone();
+        let progress: ProgressSink = Arc::new(move |progress| {
+            // A slow reader misses steps, never the result.
+            let _ = progress_sender.try_send(PushUpdate::Progress(progress));
+        });
+        let task = tokio::spawn(async move {
+            let result = images.push(request, progress).await;
+            let _ = sender.send(PushUpdate::Done(result)).await;
+        });
+        Ok(Work { updates, task }.stream())
     }
 
     async fn list(&self) -> Result<Vec<ImageRecord>, PortError> {

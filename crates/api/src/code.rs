@@ -53,6 +53,8 @@ codes! {
     InstanceNotFound = "instance_not_found", 404;
     /// There is no such image.
     ImageNotFound = "image_not_found", 404;
+    /// There is no such push.
+    PushNotFound = "push_not_found", 404;
     /// The route exists, with other methods.
     MethodNotAllowed = "method_not_allowed", 405;
     /// The request did not come in whole in time.

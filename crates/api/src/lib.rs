@@ -11,6 +11,7 @@ pub mod image;
 pub mod instance;
 pub mod policy;
 pub mod problem;
+pub mod push;
 pub mod resources;
 pub mod sse;
 pub mod storage;

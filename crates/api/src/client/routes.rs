@@ -10,6 +10,7 @@ use crate::instance::{
     UpdateInstanceRequest, WaitForStateResponse,
 };
 use crate::problem::Problem;
+use crate::push::{CreatePushRequest, PUSH, PushEvent};
 use crate::resources::{Health, Readiness, Resources};
 use crate::storage::{
     ImageVerification, PruneImagesRequest, PruneImagesResponse, StorageUsage, VerifyImageRequest,
@@ -503,6 +504,27 @@ impl Client {
             None,
             Box::new(move || client.request(Method::POST, &["images"]).json(&request)),
             Box::new(image_event),
+        )
+    }
+
+    /// `POST /pushes` with progress. Joins the push again when the connection breaks; dropping the stream cancels nothing.
+    pub fn push_image(&self, request: &CreatePushRequest) -> TypedStream<PushEvent> {
+        let client = self.clone();
+        let request = request.clone();
+        TypedStream::new(
+            self.clone(),
+            Kind::Ends,
+            None,
+            Box::new(move || client.request(Method::POST, &["pushes"]).json(&request)),
+            Box::new(|message| match message.event.as_str() {
+                events::PROGRESS => error::decode(message.data.as_bytes())
+                    .map(|progress| Outcome::Item(PushEvent::Progress(progress))),
+                PUSH => error::decode(message.data.as_bytes())
+                    .map(|push| Outcome::Last(PushEvent::Done(push))),
+                events::PROBLEM => Err(problem(&message.data)),
+                // A newer server may say more.
+                _ => Ok(Outcome::Nothing),
+            }),
         )
     }
 

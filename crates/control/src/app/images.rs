@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast, watch};
 use warren_api::convert::{self, ConvertError};
-use warren_api::{Code, CreateImageRequest, Image, ImageStatus, Problem};
+use warren_api::{Code, CreateImageRequest, Image, ImageStatus, Problem, PushCredentials};
 use warren_core::image::{ImageProgress, ImageRecord};
 use warren_core::ports::host_link::{ImageImport, ImageUpdate};
 use warren_core::ports::images::{PullRequest, RegistryCredentials, Transport};
@@ -257,7 +257,14 @@ fn check(request: &CreateImageRequest) -> Result<Option<RegistryCredentials>, Ap
         return Err(AppError::field("platform", "must be such as linux/amd64"));
     }
     convert::check_tags("tags", &request.tags)?;
-    let Some(credentials) = &request.credentials else {
+    registry_credentials(request.credentials.as_ref())
+}
+
+/// The credentials of a request, as ports take them.
+pub(super) fn registry_credentials(
+    given: Option<&PushCredentials>,
+) -> Result<Option<RegistryCredentials>, AppError> {
+    let Some(credentials) = given else {
         return Ok(None);
     };
     match (

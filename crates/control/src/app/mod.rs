@@ -9,6 +9,7 @@ mod host;
 mod idempotency;
 mod images;
 mod lifecycle;
+mod pushes;
 mod query;
 mod registry;
 mod storage;
@@ -21,6 +22,7 @@ pub use create::{Creation, Until};
 pub use error::AppError;
 pub use idempotency::{Fingerprint, Keyed, Outcome};
 pub use images::{ImageItem, JobUpdate};
+pub use pushes::PushStep;
 pub use query::{Filter, PageOf, PageRequest, Waited};
 pub use streams::EventStreamItem;
 pub use uploads::Upload;
@@ -65,6 +67,7 @@ pub(crate) struct Inner {
     placing: Mutex<()>,
     report: host::ReportCache,
     jobs: images::Jobs,
+    pushes: pushes::Pushes,
     in_flight: idempotency::InFlight,
     /// Why the record may not be that of this host, while that is so.
     doubt: StdMutex<Option<String>>,
@@ -88,6 +91,7 @@ impl App {
         let app = App(Arc::new(Inner {
             report: host::ReportCache::default(),
             jobs: images::Jobs::new(settings.pulls),
+            pushes: pushes::Pushes::new(),
             doubt: StdMutex::new(settings.doubt.clone()),
             store,
             host,

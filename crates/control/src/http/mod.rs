@@ -6,6 +6,7 @@ mod exec;
 mod extract;
 mod images;
 mod instances;
+mod pushes;
 mod registry;
 mod reply;
 mod spec;
@@ -69,6 +70,8 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(images::prune))
         .routes(routes!(images::verify))
         .routes(routes!(images::get, images::delete))
+        .routes(routes!(pushes::list, pushes::create))
+        .routes(routes!(pushes::get))
 }
 
 /// The whole service.

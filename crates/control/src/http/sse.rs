@@ -4,7 +4,7 @@
 use super::Http;
 use super::extract::{Id, NoParams, Params, bad_query};
 use super::reply::{Failure, Reply};
-use crate::app::{EventStreamItem, JobUpdate};
+use crate::app::{EventStreamItem, JobUpdate, PushStep};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -16,6 +16,7 @@ use std::fmt::Write;
 use std::time::Duration;
 use warren_api::event::RESET;
 use warren_api::image::events as image_events;
+use warren_api::push::PUSH;
 use warren_api::sse::END;
 use warren_api::{Code, LogEntry};
 use warren_core::ports::host_link::{Follow, LogQuery, LogSource};
@@ -120,6 +121,17 @@ pub(super) fn image_updates(http: &Http, updates: BoxStream<'static, JobUpdate>)
             JobUpdate::Progress(step) => json_frame(Some(image_events::PROGRESS), None, &step),
             JobUpdate::Done(images) => json_frame(Some(image_events::IMAGES), None, &images),
             JobUpdate::Failed(problem) => json_frame(Some(image_events::PROBLEM), None, &problem),
+        }),
+    )
+}
+
+pub(super) fn push_steps(http: &Http, steps: BoxStream<'static, PushStep>) -> Response {
+    respond(
+        http,
+        steps.map(|step| match step {
+            PushStep::Progress(step) => json_frame(Some(image_events::PROGRESS), None, &step),
+            PushStep::Done(push) => json_frame(Some(PUSH), None, &push),
+            PushStep::Failed(problem) => json_frame(Some(image_events::PROBLEM), None, &problem),
         }),
     )
 }

@@ -76,9 +76,6 @@ unserved! {
     GET "/builders/{id}" getBuilder "builders" [];
     DELETE "/builders/{id}" deleteBuilder "builders" [];
     POST "/builders/{id}/prune" pruneBuilder "builders" [];
-    GET "/pushes" listPushes "pushes" [];
-    POST "/pushes" createPush "pushes" [];
-    GET "/pushes/{id}" getPush "pushes" [];
 }
 
 pub(super) fn add(mut router: Router<Http>) -> Router<Http> {

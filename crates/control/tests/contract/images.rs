@@ -261,3 +261,68 @@ async fn a_pull_that_may_not_be_is_refused_at_once() {
     let path = "/images/forbidden.example/web:1";
     world.get(path).await.problem(404, "image_not_found");
 }
+
+#[tokio::test]
+async fn images_are_pushed() {
+    let world = world().await;
+    let push = |target: &str| json!({"image": "docker.io/library/nginx:1.27", "target": target});
+    world.host.pulls_held.send_replace(true);
+    let coming = world
+        .call("POST", "/pushes", Some(push("localhost:5000/web:1")))
+        .await;
+    assert_eq!(coming.status, 202, "{}", coming.text);
+    let id = coming.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(coming.json()["image"], "docker.io/library/nginx:1.27");
+    // The same again is the same push.
+    let again = world
+        .call("POST", "/pushes", Some(push("localhost:5000/web:1")))
+        .await;
+    assert_eq!(again.json()["id"], id);
+    world.host.pulls_held.send_replace(false);
+    let events = [("accept", "text/event-stream")];
+    let done = world
+        .with(
+            "POST",
+            "/pushes",
+            Some(push("localhost:5000/web:2")),
+            &events,
+        )
+        .await;
+    assert!(
+        done.text.contains("event: push\n") && done.text.ends_with(": end\n\n"),
+        "{}",
+        done.text
+    );
+    let failed = world
+        .with(
+            "POST",
+            "/pushes",
+            Some(push("registry.example/web:1")),
+            &events,
+        )
+        .await;
+    assert!(failed.text.contains("event: problem\n"), "{}", failed.text);
+    let all = world.get("/pushes").await.json();
+    let of = |at: usize, field: &str| all[at][field].clone();
+    assert_eq!(
+        (of(1, "status"), of(1, "bytes")),
+        (json!("pushed"), json!(10))
+    );
+    assert_eq!(of(2, "status"), "failed");
+    assert!(of(2, "error").as_str().unwrap().contains("nobody listens"));
+    let path = format!("/pushes/{id}");
+    assert_eq!(
+        world.get(&path).await.json()["target"],
+        "localhost:5000/web:1"
+    );
+    world
+        .get("/pushes/none")
+        .await
+        .problem(404, "push_not_found");
+    let refused = push("forbidden.example/web:1");
+    let refused = world.call("POST", "/pushes", Some(refused)).await;
+    refused.problem(403, "registry_not_allowed");
+    let missing = json!({"image": "none", "target": "localhost:5000/x"});
+    let missing = world.call("POST", "/pushes", Some(missing)).await;
+    missing.problem(404, "image_not_found");
+}

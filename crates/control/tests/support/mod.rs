@@ -23,13 +23,13 @@ use warren_core::inventory::Item;
 use warren_core::network::Subnet;
 use warren_core::ports::host_link::{
     ExecCommand, ExecInput, ExecOutput, ExecSession, ExecSink, Follow, HostImages, HostLink,
-    HostRecords, HostUpkeep, ImageImport, ImageUpdate, LogLine, LogQuery, OutputStream,
+    HostRecords, HostUpkeep, ImageImport, ImageUpdate, LogLine, LogQuery, OutputStream, PushUpdate,
     RECORD_IN_DOUBT, Usage,
 };
 use warren_core::ports::hypervisor::{
     Accelerator, HypervisorKind, HypervisorReport, ProcessIdentity,
 };
-use warren_core::ports::images::{PruneRequest, PullRequest};
+use warren_core::ports::images::{PruneRequest, PullRequest, PushRequest, Pushed};
 use warren_core::ports::network::AttachmentSpec;
 use warren_core::ports::{BoxStream, Clock, Registry};
 use warren_core::state::InstanceState;
@@ -556,6 +556,28 @@ impl HostImages for Host {
             }),
             ImageUpdate::Progress(ImageProgress::Finishing),
             ImageUpdate::Done(result),
+        ])
+        .boxed())
+    }
+
+    async fn push(&self, request: PushRequest) -> Result<BoxStream<PushUpdate>, PortError> {
+        let mut held = self.pulls_held.subscribe();
+        let _ = held.wait_for(|held| !held).await;
+        let result = match request.target.starts_with("localhost:5000/") {
+            true => Ok(Pushed {
+                target: request.target,
+                digest: "sha256:ab".into(),
+                layers: 2,
+                sent_bytes: 10,
+            }),
+            false => Err(PortError::retry(
+                "registry_unreachable",
+                format!("nobody listens at {}", request.target),
+            )),
+        };
+        Ok(stream::iter([
+            PushUpdate::Progress(ImageProgress::Finishing),
+            PushUpdate::Done(result),
         ])
         .boxed())
     }

@@ -3,7 +3,7 @@
 //! agent dials in. Control knows no other way to a guest or a blob.
 
 use super::BoxStream;
-use super::images::{LoadRequest, PruneRequest, PullRequest};
+use super::images::{LoadRequest, PruneRequest, PullRequest, PushRequest, Pushed};
 use super::registry::Registry;
 use crate::PortError;
 use crate::host::HostReport;
@@ -170,6 +170,15 @@ pub enum ImageUpdate {
     Done(Result<Vec<ImageRecord>, PortError>),
 }
 
+/// What a push reports: progress, then one result.
+#[derive(Debug)]
+pub enum PushUpdate {
+    /// It goes on.
+    Progress(ImageProgress),
+    /// It ended.
+    Done(Result<Pushed, PortError>),
+}
+
 /// How an image comes in.
 #[derive(Debug, Clone)]
 pub enum ImageImport {
@@ -250,6 +259,8 @@ pub trait HostImages: Send + Sync {
     async fn check_pull(&self, request: &PullRequest) -> Result<(), PortError>;
     /// Pulls or loads; dropping the stream cancels.
     async fn import(&self, import: ImageImport) -> Result<BoxStream<ImageUpdate>, PortError>;
+    /// Sends an image to a registry; dropping the stream cancels.
+    async fn push(&self, request: PushRequest) -> Result<BoxStream<PushUpdate>, PortError>;
     /// All records.
     async fn list(&self) -> Result<Vec<ImageRecord>, PortError>;
     /// The record that a user means.

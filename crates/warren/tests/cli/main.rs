@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&[&str]; 35] = [
+const COMMANDS: [&[&str]; 36] = [
     &["run"],
     &["exec"],
     &["attach"],
@@ -30,6 +30,7 @@ const COMMANDS: [&[&str]; 35] = [
     &["images"],
     &["pull"],
     &["load"],
+    &["push"],
     &["rmi"],
     &["image", "verify"],
     &["prune"],

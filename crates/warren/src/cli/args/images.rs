@@ -60,6 +60,42 @@ pub(crate) struct PullArgs {
     pub(crate) reference: String,
 }
 
+const PUSH_EXAMPLES: &str = "\
+Examples:
+  warren push registry.example/team/app:1                   To where its name says
+  warren push app:1 --as registry.example/team/app:1        Under another name
+  warren push --plain-http app:1 --as localhost:5000/app:1  To a registry on your own machine
+  warren push -o json app:1 --as registry.example/app:1 | jq .bytes";
+
+/// Send an image to a registry
+///
+/// Sends what the registry lacks of the image, byte for byte as it came here, so that it keeps its digest.
+/// Layers that the registry has in another repository are not sent again where it allows that.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = PUSH_EXAMPLES)]
+pub(crate) struct PushArgs {
+    /// The reference to give it there; its own when absent
+    #[arg(long = "as", value_name = "REFERENCE")]
+    pub(crate) target: Option<String>,
+    /// The registry speaks plain HTTP (one on your own machine, usually)
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    /// A user name for the registry; its password is read from WARREN_REGISTRY_PASSWORD
+    #[arg(long, value_name = "USER", requires = "password")]
+    pub(crate) username: Option<String>,
+    /// Only by environment, so that no process list shows it.
+    #[arg(
+        long = "registry-password",
+        env = "WARREN_REGISTRY_PASSWORD",
+        hide = true,
+        hide_env_values = true
+    )]
+    pub(crate) password: Option<String>,
+    /// The image's reference, id or digest
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+}
+
 const LOAD_EXAMPLES: &str = "\
 Examples:
   warren load app.tar --name app:1                An OCI or docker archive, compressed or not

@@ -7,7 +7,7 @@ mod run;
 mod settings;
 mod storage;
 
-pub(crate) use images::{ImagesArgs, LoadArgs, PullArgs, RmiArgs};
+pub(crate) use images::{ImagesArgs, LoadArgs, PullArgs, PushArgs, RmiArgs};
 pub(crate) use instances::{
     AttachArgs, EventsArgs, ExecArgs, InspectArgs, LogSource, LogsArgs, NamesArgs, PsArgs,
     RemoveArgs, StatsArgs, WaitArgs,
@@ -165,6 +165,7 @@ pub(crate) enum Command {
     Images(ImagesArgs),
     Pull(PullArgs),
     Load(LoadArgs),
+    Push(PushArgs),
     Rmi(RmiArgs),
     /// Look after images
     ///

@@ -1,7 +1,7 @@
 //! Commands about images, and the pull that `run` does by itself.
 
 use super::{Outcome, Session, each, outcome};
-use crate::cli::args::{ImagesArgs, LoadArgs, OutputFormat, PullArgs, RmiArgs};
+use crate::cli::args::{ImagesArgs, LoadArgs, OutputFormat, PullArgs, PushArgs, RmiArgs};
 use crate::cli::failure::CliError;
 use crate::cli::output::{Chatter, Detail};
 use crate::cli::progress::{ImageBars, transfer};
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 use warren_api::client::{ClientError, ListQuery, LoadSource};
 use warren_api::image::{CreateImageRequest, Image, ImageEvent, PushCredentials};
+use warren_api::push::{CreatePushRequest, PushEvent};
+use warren_core::image::ImageProgress;
 
 /// `warren images`
 pub(super) async fn images(session: &Session, args: ImagesArgs) -> Outcome {
@@ -110,6 +112,55 @@ pub(super) async fn pull(session: &Session, args: PullArgs) -> Outcome {
     };
     let images = fetch(session, &request).await?;
     show(session, &images)?;
+    Ok(0)
+}
+
+/// `warren push`
+pub(super) async fn push(session: &Session, args: PushArgs) -> Outcome {
+    let image = session.client.image(&args.image).await?;
+    let credentials = args.username.map(|username| PushCredentials {
+        username: Some(username),
+        password: args.password,
+        registry_token: None,
+    });
+    let request = CreatePushRequest {
+        target: args.target.unwrap_or(image.name),
+        image: image.id,
+        insecure: args.plain_http,
+        credentials,
+    };
+    let what = format!("pushing {}", request.target);
+    let mut bars = ImageBars::new(&session.out, &what);
+    let mut steps = session.client.push_image(&request);
+    let outcome = loop {
+        match steps.next().await {
+            // The manifest goes last, and at once.
+            Some(Ok(PushEvent::Progress(ImageProgress::Finishing))) => {}
+            Some(Ok(PushEvent::Progress(progress))) => bars.update(&what, &progress),
+            Some(Ok(PushEvent::Done(push))) => break Ok(push),
+            Some(Err(error)) => break Err(CliError::from(error)),
+            None => {
+                break Err(CliError::plain(format!(
+                    "{what}: the server said no more before it was done"
+                )));
+            }
+        }
+    };
+    bars.finish();
+    let push = outcome?;
+    session.out.note(format!(
+        "pushed {} ({}, {} sent)",
+        push.target,
+        short_digest(&push.digest),
+        bytes(push.bytes.unwrap_or_default())
+    ));
+    match session.out.format(OutputFormat::Name) {
+        OutputFormat::Json => session.out.json(&push)?,
+        OutputFormat::Yaml => session.out.yaml(&push)?,
+        OutputFormat::Name | OutputFormat::Table | OutputFormat::Wide => {
+            session.out.line(&push.target)?;
+        }
+    }
     Ok(0)
 }
 

@@ -88,6 +88,7 @@ pub(crate) async fn execute(command: Command, global: &Global, out: &Output) -> 
         Command::Images(args) => images::images(&with_server()?, args).await,
         Command::Pull(args) => images::pull(&with_server()?, args).await,
         Command::Load(args) => images::load(&with_server()?, args).await,
+        Command::Push(args) => images::push(&with_server()?, args).await,
         Command::Rmi(args) => images::rmi(&with_server()?, args).await,
         Command::Image {
             command: ImageCommand::Verify(args),
