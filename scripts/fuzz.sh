@@ -24,13 +24,35 @@ cmd_fuzz() {
     esac
     local target=$1 seconds=${2:-20}
     fuzz_targets | grep -qxF -- "$target" || die "there is no fuzz target '$target'; there are: $(fuzz_targets | paste -sd' ')"
-    install_missing c++=g++
-    ensure_rust
-    ensure_cargo_tool cargo-fuzz
+    fuzz_tools
     local corpus=$ROOT/fuzz/corpus/$target seeds=$ROOT/fuzz/seeds/$target
     mkdir -p "$corpus" "$seeds"
     RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir "$ROOT/fuzz" --sanitizer "$(fuzz_sanitizer)" "$target" "$corpus" "$seeds" -- \
         -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10
+}
+
+fuzz_tools() {
+    install_missing c++=g++
+    ensure_rust
+    ensure_cargo_tool cargo-fuzz
+}
+
+# All targets at once, so that none waits for another one's build later.
+fuzz_build() {
+    fuzz_tools
+    RUSTC_BOOTSTRAP=1 cargo fuzz build --fuzz-dir "$ROOT/fuzz" --sanitizer "$(fuzz_sanitizer)"
+}
+
+# fuzz_side_by_side SECONDS RESULTS TARGET…: each for so long, two at a time. Writes lines "ok TARGET" and
+# "FAILED TARGET" to the file RESULTS, and what each said to RESULTS.TARGET.
+fuzz_side_by_side() {
+    local seconds=$1 results=$2
+    shift 2
+    : >"$results"
+    # shellcheck disable=SC2016 # For the inner shell.
+    printf '%s\n' "$@" | xargs -P 2 -I '{}' bash -c \
+        'if "$1/dev" fuzz "$2" "$3" >"$4.$2" 2>&1; then echo "ok $2"; else echo "FAILED $2"; fi >>"$4"' \
+        - "$ROOT" '{}' "$seconds" "$results"
 }
 
 # Distributions package Rust without the sanitizers' runtimes; panics and hangs are found without one as well.

@@ -74,7 +74,11 @@ test_step() {
     printf '%s\t%s\t%s\t%s\t%s\n' "$name" "$result" $((SECONDS - started)) "$passed" "$failed" >>"$TEST_OUT/results"
 }
 
-step_fmt() { cargo fmt --all --check; }
+# The fuzz targets are a workspace of their own.
+step_fmt() {
+    cargo fmt --all --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
+}
 
 step_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 
@@ -123,21 +127,19 @@ step_suites() {
 }
 
 step_fuzz() {
-    local target passed=0 failed=0
-    if [ -e fuzz/Cargo.toml ]; then
-        # shellcheck source=scripts/fuzz.sh
-        . "$ROOT/scripts/fuzz.sh"
-        for target in $(fuzz_targets); do
-            if cmd_fuzz "$target" 20; then
-                passed=$((passed + 1))
-            else
-                failed=$((failed + 1))
-                printf 'fuzz target %s failed\n' "$target"
-            fi
-        done
-    fi
-    printf '%s %s\n' "$passed" "$failed" >"$TEST_OUT/fuzz.counts"
-    [ "$failed" -eq 0 ]
+    local results=$TEST_OUT/fuzz.results target targets
+    # shellcheck source=scripts/fuzz.sh
+    . "$ROOT/scripts/fuzz.sh"
+    fuzz_build
+    mapfile -t targets < <(fuzz_targets)
+    fuzz_side_by_side 20 "$results" "${targets[@]}"
+    sed -n 's/^FAILED //p' "$results" | while read -r target; do
+        printf 'fuzz target %s failed:\n' "$target"
+        tail -n 40 "$results.$target"
+    done
+    sort "$results"
+    awk '{ n[$1]++ } END { print n["ok"] + 0, n["FAILED"] + 0 }' "$results" >"$TEST_OUT/fuzz.counts"
+    [ "$(grep -c '^ok ' "$results")" -eq "${#targets[@]}" ]
 }
 
 step_deny() {

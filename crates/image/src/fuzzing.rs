@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::executor::block_on;
+use warren_core::image::ImageConfig;
 
 use crate::Digest;
 use crate::source::SourceError;
@@ -37,9 +38,14 @@ impl Fetch for Blobs {
     }
 }
 
-/// Parses a configuration, the index of a layout, a platform and a token server's answer.
+/// What a configuration says is to be run, and the diff-ids of its layers.
+pub fn configuration(bytes: &[u8]) -> Option<(ImageConfig, Vec<Digest>)> {
+    let configuration = Configuration::parse(bytes).ok()?;
+    Some((configuration.run, configuration.diff_ids))
+}
+
+/// Parses the index of a layout, a platform and a token server's answer.
 pub fn documents(bytes: &[u8]) {
-    drop(Configuration::parse(bytes));
     drop(manifest::parse_index(bytes));
     if let Ok(text) = std::str::from_utf8(bytes) {
         drop(Platform::parse(text));
