@@ -144,6 +144,7 @@ make_buildah() {
     in_buildah commit -q "$container" first
     container=$(in_buildah from --pull-never first)
     mount=$(in_buildah mount "$container")
+    rm "$mount/bin/touch"
     rm "$mount/bin/cat" && mkdir "$mount/bin/cat" && echo x >"$mount/bin/cat/now-a-directory"
     rm -r "$mount/srv" && echo x >"$mount/srv"
     ln "$mount/bin/busybox" "$mount/etc/busybox"
