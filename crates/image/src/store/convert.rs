@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 
 use futures::FutureExt as _;
 use futures::future::Shared;
@@ -16,6 +17,7 @@ use super::content::{Content, Lease};
 use super::disks::Disks;
 use super::keep::{Copy, Keeper};
 use super::publish::Temporary;
+use super::pull::TICK;
 use super::{ImageStore, StoreError};
 use crate::digest::Digest;
 use crate::limits::Limits;
@@ -161,11 +163,14 @@ impl Conversion<'_> {
         let mut temporary = Temporary::beside(&self.disks.beside()).map_err(writing)?;
         let file = temporary.file().try_clone().map_err(writing)?;
         let shown = shown(&job);
+        let told = Pace::default();
         let watch = |index: usize, step: Step| {
             let Some((digest, size)) = shown.get(index) else {
                 return;
             };
             let (phase, bytes) = match step {
+                // Told too often, it would crowd out what matters on its way to the user.
+                Step::Read(_) if !told.is_due() => return,
                 Step::Read(bytes) => (LayerPhase::Converting, bytes),
                 Step::Done => (LayerPhase::Done, *size),
             };
@@ -218,6 +223,21 @@ impl Conversion<'_> {
             Copies::Missing | Copies::None => input,
         };
         inputs.into_iter().enumerate().map(teed).collect()
+    }
+}
+
+/// Lets something happen ten times a second at most.
+#[derive(Debug, Default)]
+struct Pace(Mutex<Option<Instant>>);
+
+impl Pace {
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= TICK);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
     }
 }
 

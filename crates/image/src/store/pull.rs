@@ -19,8 +19,8 @@ use crate::source::manifest::{self, Image, Platform, Wanted};
 use crate::source::registry::{Client, Download};
 use crate::source::{Reference, SourceError};
 
-/// How often download progress is told.
-const TICK: Duration = Duration::from_millis(100);
+/// How often progress in bytes is told.
+pub(super) const TICK: Duration = Duration::from_millis(100);
 
 impl ImageStore {
     pub(super) fn admit_pull(&self, request: &PullRequest) -> Result<(), StoreError> {
