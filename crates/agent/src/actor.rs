@@ -24,6 +24,7 @@ use warren_core::ports::{Hypervisor, Presence};
 use warren_core::restart::RestartStatus;
 use warren_core::state::InstanceState;
 use warren_core::{ErrorClass, PortError, Timestamp};
+use warren_crashpoint::reached;
 
 /// Everything is looked at anew this often, whatever has been heard.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -144,10 +145,13 @@ impl Actor {
             self.record.restart = RestartStatus::default();
             self.seen.restart = self.record.restart;
             self.phases.clear();
+            self.image_disk = None;
+            self.seen.image = Presence::Absent;
         }
         self.record.intent = intent;
         self.recall_given_up();
         self.write_record();
+        reached("wish.recorded");
     }
 
     fn write_record(&self) {
@@ -188,11 +192,10 @@ impl Actor {
         let ports = &self.context.ports;
         let spec = attachment_spec(&home, &self.record.intent);
         let disk = disk_path(&home);
-        let (vmm, network, disk, image) = tokio::join!(
+        let (vmm, network, disk) = tokio::join!(
             self.hypervisor.observe(&home),
             ports.network.observe(&spec),
             ports.volumes.observe(&disk),
-            ports.images.disk(&self.record.intent.image_digest),
         );
         self.seen.directory = match (home.directory.is_dir(), HostRecord::is_in(&home.directory)) {
             (true, true) => Presence::Present,
@@ -214,7 +217,7 @@ impl Actor {
             Ok(disk) => self.seen.disk = disk,
             Err(error) => unclear("disk", error),
         }
-        self.image_disk = image.ok();
+        // Looked up by a step of its own before each start, and needed for nothing else.
         self.seen.image = if self.image_disk.is_some() {
             Presence::Present
         } else {
@@ -257,7 +260,7 @@ impl Actor {
             VmmSeen::Running { process }
             | VmmSeen::Paused { process }
             | VmmSeen::ShutDown { process } => Some(process),
-            VmmSeen::Absent | VmmSeen::Dead => None,
+            VmmSeen::Absent | VmmSeen::NeverStarted | VmmSeen::Dead => None,
         }
     }
 
@@ -335,6 +338,7 @@ impl Actor {
             self.seen.started_at = None;
             self.seen.restart = self.record.restart;
             self.write_record();
+            reached("run.recorded");
         }
     }
 
@@ -424,6 +428,8 @@ impl Actor {
             }
             Effect::Destroyed => {
                 self.drop_session();
+                self.image_disk = None;
+                self.seen.image = Presence::Absent;
                 self.seen.vmm = VmmSeen::Absent;
                 self.stopped_at
                     .get_or_insert(self.context.ports.clock.now());
@@ -443,6 +449,7 @@ impl Actor {
         self.stopped_at = None;
         self.failure = None;
         self.write_record();
+        reached("ready.recorded");
     }
 
     async fn failed(&mut self, step: Step, error: PortError) {
@@ -460,8 +467,9 @@ impl Actor {
                     | Step::RemoveDirectory
                     | Step::RecordExit
             );
-            // A guest that was ready once is never given up for a lost session.
-            let ran = self.record.started_at.is_some();
+            // A guest that was ready once is never given up for a lost session; what is said of an earlier run is not
+            // about this one.
+            let ran = self.record.started_at.is_some() && self.process().is_some();
             let hopeless = error.class != ErrorClass::Retry || self.failures >= ATTEMPTS;
             let ended = error.code == "machine_ended";
             if !taking_away && !ran && hopeless && !ended {
@@ -509,6 +517,7 @@ impl Actor {
         self.failures = 0;
         self.stopped_at = Some(self.now());
         self.write_record();
+        reached("failure.recorded");
     }
 
     /// Until something happens, or for this long.
@@ -558,7 +567,7 @@ impl Actor {
             .started_at
             .unwrap_or(self.record.intent.created_at);
         match &self.seen.vmm {
-            VmmSeen::Absent | VmmSeen::Dead => match wish {
+            VmmSeen::Absent | VmmSeen::NeverStarted | VmmSeen::Dead => match wish {
                 RunWish::Run { .. } if self.record.intent.desired != Desired::Deleted => {
                     InstanceState::Created
                 }
@@ -616,8 +625,7 @@ impl Actor {
         } else {
             Gone::No
         };
-        let over =
-            wish == RunWish::Rest && matches!(self.seen.vmm, VmmSeen::Absent | VmmSeen::Dead);
+        let over = wish == RunWish::Rest && self.process().is_none();
         self.shared
             .output_over
             .send_if_modified(|seen| std::mem::replace(seen, over) != over);

@@ -4,6 +4,7 @@ use crate::record::HostRecord;
 use std::path::{Path, PathBuf};
 use warren_core::ports::host_link::HostRecords;
 use warren_core::{Handle, PortError};
+use warren_crashpoint::reached;
 
 /// What a look through the instances' directories found.
 #[derive(Debug, Default)]
@@ -54,6 +55,7 @@ pub(crate) fn look_through(instances: &Path) -> Result<Directories, PortError> {
 /// When the directory cannot be read.
 pub(crate) fn take_over(instances: &Path) -> Result<Vec<HostRecord>, PortError> {
     let found = look_through(instances)?;
+    reached("adopt.directories-read");
     for directory in &found.removed {
         if let Err(error) = std::fs::remove_dir_all(directory) {
             tracing::warn!(directory = %directory.display(), %error, "cannot remove a deleted instance's rest");

@@ -10,6 +10,7 @@ use warren_core::error::Failure;
 use warren_core::instance::{Exit, InstanceIntent};
 use warren_core::ports::hypervisor::HypervisorKind;
 use warren_core::restart::RestartStatus;
+use warren_crashpoint::reached;
 use warren_guest::protocol::AttachKey;
 
 /// Format of [`HostRecord`]; raised when an older Warren could misread a newer file.
@@ -149,7 +150,9 @@ impl HostRecord {
         let mut file = File::create(&aside)?;
         file.write_all(&bytes)?;
         file.sync_all()?;
+        reached("record.written-aside");
         std::fs::rename(&aside, directory.join(FILE))?;
+        reached("record.renamed");
         File::open(directory)?.sync_all()
     }
 }

@@ -16,6 +16,7 @@ use warren_core::ports::hypervisor::{Disk, DiskAccess, MachineConfig, ProcessIde
 use warren_core::ports::network::Attachment;
 use warren_core::ports::{Hypervisor, InstanceHome};
 use warren_core::{ErrorClass, PortError, Timestamp};
+use warren_crashpoint::reached;
 
 /// Between the VMM's start and the agent's first word: an emulated guest on a busy host is slow.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(120);
@@ -83,6 +84,13 @@ impl StepScope<'_> {
 
     /// Carries out one step.
     pub(crate) async fn carry_out(&self, step: Step) -> Result<Effect, PortError> {
+        at(step, "begun");
+        let effect = self.effect_of(step).await?;
+        at(step, "done");
+        Ok(effect)
+    }
+
+    async fn effect_of(&self, step: Step) -> Result<Effect, PortError> {
         match step {
             Step::RecordIntent => self.record_intent(),
             Step::EnsureImage => Ok(Effect::Image(
@@ -181,6 +189,7 @@ impl StepScope<'_> {
             .mode(0o700)
             .create(directory)
             .map_err(|error| PortError::io("making the instance's directory", error))?;
+        reached("record.directory-made");
         self.record
             .write(directory)
             .map_err(|error| PortError::io("writing the instance's record", error))?;
@@ -226,6 +235,7 @@ impl StepScope<'_> {
             tracing::debug!(%error, "the image's last use is not noted");
         }
         let process = self.hypervisor.start(&machine).await?;
+        reached("machine.started");
         match self.hypervisor.open_console(self.home()).await {
             Ok(console) => {
                 let log = self.shared.console_log.clone();
@@ -255,6 +265,7 @@ impl StepScope<'_> {
             ATTACH_DEADLINE,
         )
         .await?;
+        reached("guest.attached");
         if session.state() == GuestState::Booting {
             // Booted by an earlier host process: it says at once how far it is.
             let said = session.wait_for(|state| *state != GuestState::Booting);
@@ -282,6 +293,7 @@ impl StepScope<'_> {
             .boot(boot_config(self.intent, self.attachment, nanos))
             .await
             .map_err(guest_error)?;
+        reached("guest.told");
         let told =
             session.wait_for(|state| !matches!(state, GuestState::Waiting | GuestState::Booting));
         match tokio::time::timeout(READY_DEADLINE, told).await {
@@ -320,6 +332,7 @@ impl StepScope<'_> {
             .shutdown(None, grace)
             .await
             .map_err(guest_error)?;
+        reached("guest.asked-to-end");
         let ended = session.wait_for(|state| matches!(state, GuestState::Exited(_)));
         match tokio::time::timeout(grace + SHUTDOWN_MARGIN, ended).await {
             Ok(GuestState::Exited(_)) => Ok(Effect::ShutDown),
@@ -363,10 +376,12 @@ impl StepScope<'_> {
         record
             .write(&self.home().directory)
             .map_err(|error| PortError::io("writing the instance's record", error))?;
+        reached("exit.recorded");
         if let Some((session, GuestState::Exited(_))) = reported
             && session.client.ack_exit().await.is_ok()
             && self.intent.desired != Desired::Deleted
         {
+            reached("exit.acknowledged");
             let off = self.hypervisor.wait_exit(self.home());
             if !matches!(
                 tokio::time::timeout(POWER_OFF_DEADLINE, off).await,
@@ -390,6 +405,7 @@ impl StepScope<'_> {
         // One rename makes it gone for good; what a crash leaves is swept by its name.
         gone(std::fs::remove_dir_all(&doomed))?;
         gone(std::fs::rename(directory, &doomed))?;
+        reached("directory.renamed");
         gone(std::fs::remove_dir_all(&doomed))?;
         Ok(Effect::DirectoryRemoved)
     }
@@ -402,6 +418,13 @@ impl StepScope<'_> {
                 format!("{} cannot pause an instance", self.hypervisor.kind()),
             )
         })
+    }
+}
+
+/// The places at a step's beginning and end are named after it.
+fn at(step: Step, place: &str) {
+    if cfg!(debug_assertions) {
+        reached(&format!("step.{}.{place}", step.name()));
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use warren_core::Handle;
 use warren_core::inventory::Item;
+use warren_crashpoint::reached;
 
 /// Between two looks at what the kernel holds. A leak is removed when two looks in a row found it, so
 /// nothing in the making is ever taken for one.
@@ -64,6 +65,7 @@ async fn sweep_once(
         }
         match network.sweep(&handle).await {
             Ok(()) => {
+                reached("sweep.leak-removed");
                 tracing::warn!(%handle, "removed a network attachment that belonged to no instance")
             }
             Err(error) => {

@@ -251,6 +251,8 @@ pub fn plan(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> Plan {
             }
             return Plan::Do(vec![Step::DestroyVmm]);
         }
+        // Nothing has run, so nothing has ended.
+        VmmSeen::NeverStarted => return Plan::Do(vec![Step::DestroyVmm]),
         VmmSeen::Running { .. } | VmmSeen::Paused { .. } | VmmSeen::Absent => {}
     }
     match run_wish(intent, seen, now) {
@@ -305,7 +307,9 @@ fn bring_up(intent: &InstanceIntent, seen: &Seen) -> Plan {
                 Plan::Do(steps)
             }
         }
-        VmmSeen::Dead | VmmSeen::ShutDown { .. } => Plan::Do(vec![Step::DestroyVmm]),
+        VmmSeen::NeverStarted | VmmSeen::Dead | VmmSeen::ShutDown { .. } => {
+            Plan::Do(vec![Step::DestroyVmm])
+        }
     }
 }
 

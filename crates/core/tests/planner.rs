@@ -42,6 +42,7 @@ fn presence() -> impl Strategy<Value = Presence> + Clone {
 fn vmm() -> impl Strategy<Value = VmmSeen> {
     prop_oneof![
         Just(VmmSeen::Absent),
+        Just(VmmSeen::NeverStarted),
         Just(VmmSeen::Dead),
         Just(VmmSeen::Running { process: process() }),
         Just(VmmSeen::Paused { process: process() }),

@@ -1,11 +1,12 @@
 //! Named places at which a test makes the process die, as `kill -9` would, to see what is left of it.
 //!
 //! A place is a call of [`reached`] next to each recorded step of an operation: right after a name was written down,
-//! and right after each effect in the outside world. In a build with debug assertions two variables act on it:
+//! and right after each effect in the outside world. In a build with debug assertions three variables act on it:
 //!
 //! | variable | what it does |
 //! |---|---|
 //! | `WARREN_CRASH_AT=NAME` or `NAME#N` | the process gets SIGKILL when it comes to `NAME` for the first (the `N`th) time |
+//! | `WARREN_CRASH_ORDERS=FILE` | the same, as the file says at the moment; counted from when it began to say so |
 //! | `WARREN_CRASH_TRACE=FILE` | every name reached is appended to `FILE`, a line each |
 //!
 //! In a release build [`reached`] is nothing. Names are `operation.step`, in the code as literals: the crash test finds
@@ -14,6 +15,8 @@
 
 /// The variable that names the place to die at.
 pub const CRASH_AT: &str = "WARREN_CRASH_AT";
+/// The variable that names the file which names the place to die at.
+pub const CRASH_ORDERS: &str = "WARREN_CRASH_ORDERS";
 /// The variable that names the file to which every place reached is appended.
 pub const CRASH_TRACE: &str = "WARREN_CRASH_TRACE";
 
@@ -30,23 +33,54 @@ pub fn reached(name: &str) {
     ORDERS.carry_out(name);
 }
 
+/// Where to die, and how many times to come there before.
+#[cfg(debug_assertions)]
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Order {
+    text: String,
+    name: String,
+    left: u64,
+}
+
+#[cfg(debug_assertions)]
+impl Order {
+    fn parse(text: &str) -> Self {
+        let (name, times) = match text.trim().split_once('#') {
+            Some((name, times)) => (name, times.parse().unwrap_or(1)),
+            None => (text.trim(), 1),
+        };
+        Order {
+            text: text.to_owned(),
+            name: name.to_owned(),
+            left: times,
+        }
+    }
+
+    /// Whether the process dies now.
+    fn is_due(&mut self, name: &str) -> bool {
+        if self.name != name || self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        self.left == 0
+    }
+}
+
 #[cfg(debug_assertions)]
 struct Orders {
-    /// Where to die, and how many times to come there before.
-    crash: Option<(String, std::sync::atomic::AtomicU64)>,
+    /// Given at the start.
+    first: std::sync::Mutex<Order>,
+    /// As the file says.
+    order: std::sync::Mutex<Order>,
+    file: Option<std::path::PathBuf>,
     trace: Option<std::fs::File>,
 }
 
 #[cfg(debug_assertions)]
 impl Orders {
     fn from_environment() -> Self {
-        let crash = std::env::var(CRASH_AT).ok().map(|wanted| {
-            let (name, times) = match wanted.split_once('#') {
-                Some((name, times)) => (name.to_owned(), times.parse().unwrap_or(1)),
-                None => (wanted, 1),
-            };
-            (name, std::sync::atomic::AtomicU64::new(times))
-        });
+        let first =
+            std::env::var(CRASH_AT).map_or_else(|_| Order::default(), |text| Order::parse(&text));
         let trace = std::env::var_os(CRASH_TRACE).and_then(|path| {
             std::fs::OpenOptions::new()
                 .create(true)
@@ -54,20 +88,30 @@ impl Orders {
                 .open(path)
                 .ok()
         });
-        Orders { crash, trace }
+        Orders {
+            first: std::sync::Mutex::new(first),
+            order: std::sync::Mutex::default(),
+            file: std::env::var_os(CRASH_ORDERS).map(Into::into),
+            trace,
+        }
     }
 
     fn carry_out(&self, name: &str) {
         use std::io::Write;
-        use std::sync::atomic::Ordering;
         if let Some(mut trace) = self.trace.as_ref() {
             // One write a line: lines of several threads do not mix.
             let _ = trace.write_all(format!("{name}\n").as_bytes());
         }
-        if let Some((wanted, left)) = &self.crash
-            && wanted == name
-            && left.fetch_sub(1, Ordering::SeqCst) == 1
-        {
+        let lock = std::sync::Mutex::lock;
+        let mut first = lock(&self.first).unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut order = lock(&self.order).unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(file) = &self.file {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            if text != order.text {
+                *order = Order::parse(&text);
+            }
+        }
+        if first.is_due(name) || order.is_due(name) {
             die();
         }
     }
@@ -79,5 +123,20 @@ fn die() -> ! {
     // The signal is on its way.
     loop {
         std::thread::park();
+    }
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nth_time_is_counted_and_other_places_are_not() {
+        let mut order = Order::parse("a.b#2\n");
+        assert!(!order.is_due("a.b") && !order.is_due("a.c"));
+        assert!(order.is_due("a.b"));
+        assert!(!order.is_due("a.b"), "once");
+        assert!(Order::parse("a.b").is_due("a.b"));
+        assert!(!Order::parse("").is_due("a.b"));
     }
 }

@@ -17,6 +17,7 @@ use crate::error::HelperError;
 use crate::protocol::{BridgeOwner, OwnedDevice, OwnedKind};
 use crate::tap;
 use crate::values::{BridgeName, Handle, Installation, Mtu};
+use warren_crashpoint::reached;
 
 /// A netlink connection for the time of one verb.
 pub(crate) struct Links {
@@ -76,6 +77,7 @@ impl Links {
                     Ok(()) => {}
                     Err(error) => return Err(netlink_error(format!("make bridge {name}"), error)),
                 }
+                reached("bridge.made");
                 self.find(name)
                     .await?
                     .ok_or_else(|| HelperError::NotFound {
@@ -105,6 +107,7 @@ impl Links {
                 .build();
             self.set(format!("set up bridge {}", device.name), change)
                 .await?;
+            reached("bridge.marked");
         }
         let mut present = false;
         for message in self.addresses(Some(device.index)).await? {
@@ -259,6 +262,7 @@ impl Links {
             None => {
                 let tap = tap::attach(&name)?;
                 tap::persist(&tap, &name, owner)?;
+                reached("tap.made");
                 self.find(&name)
                     .await?
                     .ok_or_else(|| HelperError::NotFound {
@@ -280,6 +284,7 @@ impl Links {
                 .build();
             self.set(format!("put TAP {name} into {bridge}"), change)
                 .await?;
+            reached("tap.joined");
         }
         Ok(name)
     }
@@ -311,7 +316,9 @@ impl Links {
             return Ok(());
         };
         check_tap(&device, &installation.tap_alias(handle))?;
-        self.delete(device.index, &name).await
+        self.delete(device.index, &name).await?;
+        reached("tap.deleted");
+        Ok(())
     }
 
     /// Every device that carries the installation's id.

@@ -14,13 +14,16 @@ use tokio::process::Command;
 use crate::error::HelperError;
 use crate::protocol::{Guests, Publish, RuleSet, Transport};
 use crate::values::Installation;
+use warren_crashpoint::reached;
 
 const PROGRAMS: [&str; 3] = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"];
 const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Replaces the table by what the rules say.
 pub(crate) async fn apply(rules: &RuleSet) -> Result<(), HelperError> {
-    run(&["-f", "-"], &transaction(rules)).await.map(|_| ())
+    run(&["-f", "-"], &transaction(rules)).await?;
+    reached("rules.applied");
+    Ok(())
 }
 
 /// Removes the table; also when there is none.

@@ -101,6 +101,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(bytes)?;
     file.as_file()
         .set_permissions(std::fs::Permissions::from_mode(mode))?;
+    warren_crashpoint::reached("qemu.file-written-aside");
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }

@@ -104,7 +104,6 @@ fn plug_in(name: &str, at: &Attachment) -> Process {
     )
 }
 
-/// The processes called passt that are not zombies; only this test's can be seen.
 /// It ends with its guard, an instant later.
 async fn no_stack_is_left() {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(5);
@@ -117,6 +116,7 @@ async fn no_stack_is_left() {
     }
 }
 
+/// The processes called passt that are not zombies; only this test's can be seen.
 fn stacks() -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").unwrap();
     let mut found: Vec<u32> = processes
@@ -276,12 +276,12 @@ fn a_guests_stack_outlives_the_server() {
             no_stack_is_left().await;
 
             // One whose record was never written is found by its lock and its arguments.
-            let bare = spec(As::User, 3, &[]);
-            let third = network(As::User);
+            let bare = spec(As::Root, 3, &[]);
+            let third = network(As::Root);
             third.ensure(&bare).await.unwrap();
             std::fs::remove_file(bare.home.directory.join("net.json")).unwrap();
             drop(third);
-            let fourth = network(As::User);
+            let fourth = network(As::Root);
             assert_eq!(fourth.observe(&bare).await.unwrap(), Presence::Partial);
             fourth.release(&bare.home).await.unwrap();
             assert_eq!(fourth.observe(&bare).await.unwrap(), Presence::Absent);

@@ -152,10 +152,12 @@ impl App {
     }
 
     async fn follow_once(&self, complete: Complete) -> Result<(), PortError> {
+        // Before the host is told anything: what it finishes at once, it says once.
+        let statuses = self.0.host.statuses().await?;
         self.hand_over_all(complete).await?;
         reached("follow.synced");
         // What came while the last batch was being recorded is the next one: the store puts it in one write.
-        let mut batches = self.0.host.statuses().await?.ready_chunks(LARGEST_BATCH);
+        let mut batches = statuses.ready_chunks(LARGEST_BATCH);
         let _ = self.0.connected.send_replace(Ok(()));
         while let Some(batch) = batches.next().await {
             let mut by_instance: Vec<(InstanceId, Vec<InstanceStatus>)> = Vec::new();

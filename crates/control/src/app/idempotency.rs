@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use warren_api::{Code, Problem};
 use warren_core::ports::store::{Guard, Transaction, Write};
 use warren_core::{InstanceId, PortError, Timestamp};
+use warren_crashpoint::reached;
 
 /// How often expired keys are looked for.
 const SWEEP: Duration = Duration::from_secs(1800);
@@ -209,6 +210,7 @@ impl App {
                 writes: vec![Write::Put(key.to_owned(), keys::encode(&record))],
             })
             .await?;
+        reached("create.answer-kept");
         Ok(outcome)
     }
 

@@ -153,6 +153,8 @@ pub struct MachineConfig {
 pub enum VmmSeen {
     /// No process and nothing left of one.
     Absent,
+    /// No process, and there was none: what a start that was broken off left. Nothing has run.
+    NeverStarted,
     /// The process is gone; records or sockets of it are still there.
     Dead,
     /// It runs.

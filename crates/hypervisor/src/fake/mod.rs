@@ -23,6 +23,7 @@ use warren_core::ports::hypervisor::{
     Accelerator, Hypervisor, HypervisorKind, HypervisorReport, MachineConfig, Pause,
     ProcessIdentity, VmmSeen, VmmUsage,
 };
+use warren_crashpoint::reached;
 
 /// The file in the home directory.
 const FILE: &str = "fake.json";
@@ -194,9 +195,10 @@ fn write(home: &InstanceHome, state: &State) -> Result<(), PortError> {
     let bytes = serde_json::to_vec(state).map_err(|error| fail(error.into()))?;
     // Whole for other processes. After a crash of the host no machine runs, so nothing here need be durable.
     let (path, aside) = (path(home), home.directory.join(".fake.json.new"));
-    std::fs::write(&aside, bytes)
-        .and_then(|()| std::fs::rename(&aside, &path))
-        .map_err(fail)?;
+    std::fs::write(&aside, bytes).map_err(fail)?;
+    reached("fake.machine-written-aside");
+    std::fs::rename(&aside, &path).map_err(fail)?;
+    reached("fake.machine-written");
     Board::changed(&home.directory);
     Ok(())
 }
@@ -354,6 +356,7 @@ impl Hypervisor for Fake {
         let _turn = Board::turn();
         sockets::remove(&path(home))
             .map_err(|error| PortError::io("could not remove the fake machine", error))?;
+        reached("fake.machine-removed");
         Board::hang_up(&home.directory);
         Board::changed(&home.directory);
         Ok(())

@@ -74,7 +74,12 @@ impl Lock {
             .open(&path)
             .map_err(ProcessError::file("open", &path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Lock(file.into())),
+            Ok(()) => {
+                // Of an earlier process: see `begun`.
+                file.set_len(0)
+                    .map_err(ProcessError::file("empty", &path))?;
+                Ok(Lock(file.into()))
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => Err(ProcessError::Busy),
             Err(error) => Err(ProcessError::file("lock", path)(error.into())),
         }
@@ -83,6 +88,11 @@ impl Lock {
     /// The descriptor for the VMM.
     pub(crate) fn descriptor(&self) -> &OwnedFd {
         &self.0
+    }
+
+    /// Whether a process ever had it: one leaves a byte in it before it does anything else.
+    fn begun(directory: &Path) -> bool {
+        std::fs::metadata(Self::path(directory)).is_ok_and(|file| file.len() > 0)
     }
 
     fn held(directory: &Path) -> Result<Held, ProcessError> {
@@ -106,6 +116,8 @@ impl Lock {
 pub(crate) enum Found {
     /// It runs.
     Alive(ProcessIdentity),
+    /// There was none: a start was broken off before.
+    NeverStarted,
     /// It does not run and has left something.
     Remains,
     /// There is nothing.
@@ -117,6 +129,10 @@ pub(crate) enum Found {
 pub(crate) fn locate(home: &InstanceHome) -> Result<Found, ProcessError> {
     let directory = &home.directory;
     let record = Record::read(directory)?;
+    let identified = matches!(
+        record.as_ref().map(|record| &record.stage),
+        Some(Stage::Started { .. })
+    );
     if let Some(Stage::Started { process }) = record.map(|record| record.stage) {
         match liveness(&process) {
             Liveness::Alive => return Ok(Found::Alive(process)),
@@ -138,9 +154,43 @@ pub(crate) fn locate(home: &InstanceHome) -> Result<Found, ProcessError> {
             }
         }
     }
-    Ok(if Files::any_left(directory) {
+    Ok(if !Files::any_left(directory) {
+        Found::Nothing
+    } else if identified || Lock::begun(directory) {
         Found::Remains
     } else {
-        Found::Nothing
+        Found::NeverStarted
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_start_that_came_to_no_process_is_told_from_one_that_did() {
+        let root = tempfile::tempdir().unwrap();
+        let home = InstanceHome {
+            id: "web".parse().unwrap(),
+            handle: "aaaabbbb".parse().unwrap(),
+            installation: "wxyz".parse().unwrap(),
+            directory: root.path().to_owned(),
+        };
+        assert_eq!(locate(&home).unwrap(), Found::Nothing);
+        let lock = Lock::take(root.path()).unwrap();
+        drop(lock);
+        assert_eq!(locate(&home).unwrap(), Found::NeverStarted);
+        std::fs::write(root.path().join(record::FILE), "{").unwrap();
+        assert_eq!(locate(&home).unwrap(), Found::NeverStarted);
+        let lock = Lock::take(root.path()).unwrap();
+        File::from(lock.0).write_all_at(b"1", 0).unwrap();
+        assert_eq!(locate(&home).unwrap(), Found::Remains);
+        // The next start begins anew.
+        drop(Lock::take(root.path()).unwrap());
+        assert_eq!(locate(&home).unwrap(), Found::NeverStarted);
+        Files::clear(root.path()).unwrap();
+        assert_eq!(locate(&home).unwrap(), Found::Nothing);
+    }
 }

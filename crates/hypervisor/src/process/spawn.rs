@@ -29,6 +29,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) log: &'a Path,
     /// Descriptors that the VMM keeps, under the numbers they have here. Everything else is closed.
     pub(crate) inherited: &'a [RawFd],
+    /// A file that gets one byte as soon as there is a process, whatever becomes of the two of us after that.
+    pub(crate) begun: RawFd,
     pub(crate) huge_pages: HugePages,
 }
 
@@ -52,10 +54,11 @@ pub(crate) fn launch(launch: &Launch<'_>) -> Result<ProcessIdentity, ProcessErro
         .stderr(errors);
     let inherited = launch.inherited.to_vec();
     let huge_pages = launch.huge_pages;
+    let begun = launch.begun;
     // SAFETY: the closure runs in the forked child and makes system calls only; it allocates nothing and takes
     // no lock, and what it captured was allocated before the fork.
     unsafe {
-        command.pre_exec(move || prepare(&inherited, huge_pages));
+        command.pre_exec(move || prepare(&inherited, begun, huge_pages));
     }
     let fail = |source| ProcessError::Spawn {
         program: launch.program.to_owned(),
@@ -67,11 +70,14 @@ pub(crate) fn launch(launch: &Launch<'_>) -> Result<ProcessIdentity, ProcessErro
 }
 
 /// Runs between fork and exec: async-signal-safe calls only.
-fn prepare(inherited: &[RawFd], huge_pages: HugePages) -> std::io::Result<()> {
+fn prepare(inherited: &[RawFd], begun: RawFd, huge_pages: HugePages) -> std::io::Result<()> {
     // SAFETY: plain system calls on numbers. close_range marks every descriptor above stderr close-on-exec
     // (std's own error pipe among them, which is so already); then those that are meant are unmarked.
     unsafe {
         if libc::setsid() < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        if libc::pwrite(begun, c"1".as_ptr().cast(), 1, 0) < 1 {
             return Err(std::io::Error::last_os_error());
         }
         let marked = libc::syscall(

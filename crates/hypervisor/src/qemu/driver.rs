@@ -19,6 +19,7 @@ use warren_core::ports::hypervisor::{
     Accelerator, Hypervisor, HypervisorKind, HypervisorReport, MachineConfig, NicBackend, Pause,
     ProcessIdentity, VmmSeen, VmmUsage,
 };
+use warren_crashpoint::reached;
 use warren_helper::{Helper, HelperExt, Verb};
 
 /// How long an observer waits for QEMU's state before it says what the process shows.
@@ -95,7 +96,7 @@ impl Qemu {
     async fn process(&self, home: &InstanceHome) -> Result<Option<ProcessIdentity>, PortError> {
         Ok(match located(home).await? {
             Found::Alive(process) => Some(process),
-            Found::Remains | Found::Nothing => None,
+            Found::NeverStarted | Found::Remains | Found::Nothing => None,
         })
     }
 
@@ -114,6 +115,7 @@ impl Qemu {
         qmp::ask(&home.directory, command, COMMAND)
             .await
             .map_err(qmp_failed)?;
+        reached("qemu.commanded");
         let state = qmp::run_state(&home.directory, COMMAND)
             .await
             .map_err(qmp_failed)?;
@@ -199,12 +201,14 @@ fn start(
         stage: Stage::Starting,
     };
     let process = launch(machine, resolved, extra_cmdline, nic, lock, &record)?;
+    reached("qemu.spawned");
     process::reap_at_end(&process, runtime);
     record.stage = Stage::Started {
         process: process.clone(),
     };
     // Should this fail (a full disk), the VMM runs and is found by its lock and its arguments.
     record.write()?;
+    reached("qemu.identity-written");
     Ok(process)
 }
 
@@ -225,6 +229,7 @@ fn launch(
     let qmp = bind(Files::QMP)?;
     let channel = bind(Files::CHANNEL)?;
     let console = bind(Files::CONSOLE)?;
+    reached("qemu.sockets-bound");
     let descriptors = Descriptors {
         qmp: qmp.as_raw_fd(),
         channel: channel.as_raw_fd(),
@@ -243,6 +248,7 @@ fn launch(
     };
     let arguments = argv::arguments(machine, &platform, &descriptors)?;
     intent.write()?;
+    reached("qemu.intent-written");
     let mut inherited = vec![
         descriptors.qmp,
         descriptors.channel,
@@ -255,6 +261,7 @@ fn launch(
         arguments: &arguments,
         log: &directory.join(Files::LOG),
         inherited: &inherited,
+        begun: lock.descriptor().as_raw_fd(),
         // A guest's boot is as fast without, and its memory takes less room.
         huge_pages: match resolved.decision.accelerator {
             Accelerator::Kvm => HugePages::AsHost,
@@ -286,6 +293,7 @@ impl Hypervisor for Qemu {
     async fn start(&self, machine: &MachineConfig) -> Result<ProcessIdentity, PortError> {
         let resolved = self.resolver.get(&self.config).await?;
         let lock = take_lock(&machine.home).await?;
+        reached("qemu.lock-taken");
         let nic = self.nic(machine).await;
         let machine = machine.clone();
         let config = self.config.clone();
@@ -314,6 +322,7 @@ impl Hypervisor for Qemu {
     async fn observe(&self, home: &InstanceHome) -> Result<VmmSeen, PortError> {
         let process = match located(home).await? {
             Found::Alive(process) => process,
+            Found::NeverStarted => return Ok(VmmSeen::NeverStarted),
             Found::Remains => return Ok(VmmSeen::Dead),
             Found::Nothing => return Ok(VmmSeen::Absent),
         };
@@ -364,11 +373,14 @@ impl Hypervisor for Qemu {
         {
             watched.kill()?;
             watched.exited_within(KILL).await?;
+            reached("qemu.killed");
         }
         let directory = home.directory.clone();
         blocking(move || {
             trim(&directory.join(Files::LOG));
-            Ok(Files::clear(&directory)?)
+            Files::clear(&directory)?;
+            reached("qemu.cleared");
+            Ok(())
         })
         .await
     }

@@ -15,6 +15,7 @@ use warren_core::ports::Presence;
 use warren_core::ports::hypervisor::{Nic, NicBackend};
 use warren_core::ports::network::{Attachment, AttachmentSpec, GuestNetwork};
 use warren_core::{ErrorClass, Handle, PortError};
+use warren_crashpoint::reached;
 use warren_helper::{
     BridgeOwner, Guests, Helper, HelperError, HelperExt, OwnedDevice, OwnedKind, Publish, RuleSet,
     Transport, Verb,
@@ -139,6 +140,7 @@ impl Owner {
         }
         self.take_over_rules().await;
         let written = self.write_rules().await;
+        reached("network.rules-settled");
         for one in pending {
             match one {
                 Pending::Attached(attachment, handle, reply) => {
@@ -154,6 +156,7 @@ impl Owner {
                 Pending::Released(handle, address, reply) => {
                     // A TAP must go even when rules cannot be written; the error is told all the same.
                     let removed = self.remove_tap(&handle, address).await;
+                    reached("network.tap-removed");
                     let answer = removed.and(written.clone().map_err(from_helper));
                     let _ = reply.send(answer);
                 }
@@ -235,7 +238,9 @@ impl Owner {
             ));
         }
         self.ensure_base().await?;
+        reached("network.base-ready");
         let ports = self.take_ports(spec, address).await?;
+        reached("network.ports-bound");
         let tap = self
             .helper
             .ensure_tap(
@@ -247,6 +252,7 @@ impl Owner {
             )
             .await
             .map_err(from_helper)?;
+        reached("network.tap-ready");
         self.names.set(handle, &spec.names, address);
         self.attached.insert(
             handle.clone(),

@@ -33,6 +33,8 @@ pub(super) const READY: &str = "ready";
 /// How long passt may take to answer its first question.
 const START: Duration = Duration::from_secs(10);
 const BUFFER: usize = 256 * 1024;
+/// Bytes received and sent, 64 bits each, little-endian; written for the first time when guests may connect.
+const COUNTERS_SIZE: usize = 16;
 /// How often counters are written down while they change.
 const COUNTERS: Duration = Duration::from_secs(1);
 /// A VMM that does not take a frame for that long is taken for gone.
@@ -81,6 +83,12 @@ pub(super) fn counters_path(directory: &Path) -> PathBuf {
 
 pub(super) fn log_path(directory: &Path) -> PathBuf {
     directory.join("net.log")
+}
+
+/// Whether a guard has come so far that guests may connect. Before that nobody is served, and whoever waited for it
+/// may be gone.
+pub(super) fn is_ready(directory: &Path) -> bool {
+    fs::metadata(counters_path(directory)).is_ok_and(|file| file.len() >= COUNTERS_SIZE as u64)
 }
 
 fn lock_path(directory: &Path) -> PathBuf {
@@ -190,6 +198,8 @@ pub fn run(configuration: &str) -> ExitCode {
 fn serve(config: &GuardConfig) -> io::Result<()> {
     // Fails when it is a session leader already, which is as good.
     let _ = rustix::process::setsid();
+    // Empty before the record names this guard: what an earlier one counted must not make it look ready.
+    let counters_file = fs::File::create(counters_path(&config.directory))?;
     let record = Record {
         process: process::own_identity()?,
         config: config.clone(),
@@ -205,7 +215,6 @@ fn serve(config: &GuardConfig) -> io::Result<()> {
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(&socket)?;
-    let counters_file = fs::File::create(counters_path(&config.directory))?;
     let (mut stack, theirs) = UnixStream::pair()?;
     let mut passt = start_passt(config, theirs)?;
     become_nobody()?;
@@ -215,8 +224,9 @@ fn serve(config: &GuardConfig) -> io::Result<()> {
         let _ = passt.wait();
         return Err(error);
     }
-    writeln!(io::stdout(), "{READY}")?;
-    io::stdout().flush()?;
+    counters_file.write_all_at(&[0; COUNTERS_SIZE], 0)?;
+    // The server that waits for it may have died: the next one takes this guard over.
+    let _told = writeln!(io::stdout(), "{READY}").and_then(|()| io::stdout().flush());
 
     let guest: Guest = Guest::default();
     let counters = Arc::new(Counters::default());

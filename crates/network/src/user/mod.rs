@@ -37,6 +37,7 @@ use warren_core::ports::network::{
 };
 use warren_core::ports::{InstanceHome, Presence};
 use warren_core::{Handle, InstallationId, PortError};
+use warren_crashpoint::reached;
 use warren_helper::Helper;
 
 use crate::bridge::reachable;
@@ -139,7 +140,11 @@ impl UserNetwork {
                 .iter()
                 .map(|port| (port.protocol, port.guest_port))
                 .collect();
-            if process::is_alive(&record.process) && has == wanted && record.config.mac == mac {
+            if process::is_alive(&record.process)
+                && guard::is_ready(directory)
+                && has == wanted
+                && record.config.mac == mac
+            {
                 return Ok(record.config);
             }
         }
@@ -189,6 +194,7 @@ impl UserNetwork {
             .kill_on_drop(false)
             .spawn()
             .map_err(failed)?;
+        reached("user-network.guard-spawned");
         let mut said = String::new();
         let mut output = child.stdout.take().expect("stdout was asked for above");
         let ready = async {
@@ -202,6 +208,7 @@ impl UserNetwork {
         if matches!(waited, Ok(Ok(()))) && said == guard::READY {
             // Collected when it ends, so that it is no zombie while this process lives.
             tokio::spawn(async move { child.wait().await });
+            reached("user-network.guard-ready");
             return Ok(());
         }
         let _ = child.kill().await;
@@ -236,6 +243,7 @@ impl UserNetwork {
     async fn release_directory(&self, handle: &Handle, directory: &Path) -> Result<(), PortError> {
         self.live().remove(handle);
         end_guard(directory).await?;
+        reached("user-network.guard-ended");
         for path in guard::files(directory) {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -243,6 +251,7 @@ impl UserNetwork {
                 }
                 Ok(()) | Err(_) => {}
             }
+            reached("user-network.file-removed");
         }
         Ok(())
     }
@@ -290,6 +299,7 @@ impl Network for UserNetwork {
                 .map_err(from_helper)?;
             bound.insert(mapping, sockets);
         }
+        reached("user-network.ports-bound");
         let config = self.ensure_guard(spec).await?;
         let held = self.live().remove(handle);
         let mut ports = held.map(|own| own.ports).unwrap_or_default();
@@ -377,7 +387,7 @@ impl Network for UserNetwork {
     }
 
     async fn usage(&self, home: &InstanceHome) -> Result<NetworkUsage, PortError> {
-        // Written by the guard; empty until the first second of traffic is over.
+        // Written by the guard; empty until guests may connect.
         let bytes = fs::read(guard::counters_path(&home.directory)).unwrap_or_default();
         let number = |at: usize| {
             bytes

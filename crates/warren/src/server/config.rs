@@ -223,7 +223,7 @@ const PLAIN_NAMES: [&str; 8] = [
 ];
 
 /// `WARREN_…` names that are not the server's: the command line's, the scripts' and the tests'.
-const OTHER_NAMES: [&str; 17] = [
+const OTHER_NAMES: [&str; 24] = [
     "server",
     "token",
     "context",
@@ -238,6 +238,13 @@ const OTHER_NAMES: [&str; 17] = [
     "stop_seconds",
     "seed",
     "kills",
+    "crash_at",
+    "crash_orders",
+    "crash_trace",
+    "crash_machines",
+    "crash_each_time",
+    "crash_state",
+    "crash_seconds",
     "cloud_hypervisor",
     "firecracker",
     "registry_password",

@@ -19,6 +19,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use warren_core::InstallationId;
+use warren_crashpoint::reached;
 
 /// An opened, locked data directory.
 pub(crate) struct DataDir {
@@ -162,7 +163,9 @@ fn installation_id(root: &Path) -> anyhow::Result<InstallationId> {
             writeln!(file, "{id}")
                 .and_then(|()| file.sync_all())
                 .context("cannot write the installation's id")?;
+            reached("start.installation-written-aside");
             std::fs::rename(&aside, &path).context("cannot write the installation's id")?;
+            reached("start.installation-named");
             File::open(root)
                 .and_then(|directory| directory.sync_all())
                 .context("cannot write the installation's id")?;

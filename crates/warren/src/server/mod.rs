@@ -33,6 +33,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use warren_control::{App, Auth, Settings};
 use warren_core::placement::Overcommit;
 use warren_core::ports::Store;
+use warren_crashpoint::reached;
 
 /// How long background work may take to end after the listeners have.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(5);
@@ -201,7 +202,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let listeners = bind(address).await?;
     let stopping = CancellationToken::new();
     let record::Opened { store, doubt } = record::open(&data).await?;
+    reached("start.record-opened");
     let (host, clock) = wire::host(&config, &data)?;
+    reached("start.instances-adopted");
     let mut settings = Settings::new(data.installation.clone(), data.uploads());
     settings.doubt = doubt;
     settings.overcommit = Overcommit {

@@ -83,12 +83,14 @@ pub(crate) fn is_root() -> bool {
 /// Repeats until it gives something, or panics with `what` after the deadline.
 pub(crate) fn eventually<T>(what: &str, seconds: u64, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(seconds);
+    let mut pause = Duration::from_millis(3);
     loop {
         if let Some(found) = attempt() {
             return found;
         }
         assert!(Instant::now() < deadline, "not within {seconds} s: {what}");
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
 
@@ -156,8 +158,27 @@ pub(crate) fn echo_tarball() -> &'static Path {
     })
 }
 
+/// Which build of the program a test runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Build {
+    /// The one under test: a release build in `./dev test`.
+    Chosen,
+    /// The one of this test's own profile, which has crash points.
+    WithCrashPoints,
+}
+
+impl Build {
+    fn program(self) -> PathBuf {
+        match self {
+            Build::Chosen => warren_bin(),
+            Build::WithCrashPoints => PathBuf::from(env!("CARGO_BIN_EXE_warren")),
+        }
+    }
+}
+
 /// A running server.
 pub(crate) struct Server {
+    build: Build,
     pub(crate) mode: Mode,
     pub(crate) port: u16,
     pub(crate) subnet: u8,
@@ -175,13 +196,18 @@ impl Server {
 
     /// The same, with more environment.
     pub(crate) fn start_in(mode: Mode, environment: &[(&str, &str)]) -> Self {
-        let server = Self::start_empty(mode, environment);
+        Self::start_build(Build::Chosen, mode, environment)
+    }
+
+    /// The same, of this build.
+    pub(crate) fn start_build(build: Build, mode: Mode, environment: &[(&str, &str)]) -> Self {
+        let server = Self::start_empty(build, mode, environment);
         let layout = busybox_layout().to_string_lossy().into_owned();
         server.ok(&["load", &layout, "--name", "busybox-web"]);
         server
     }
 
-    fn start_empty(mode: Mode, environment: &[(&str, &str)]) -> Self {
+    fn start_empty(build: Build, mode: Mode, environment: &[(&str, &str)]) -> Self {
         let data = tempfile::Builder::new()
             .prefix("wrn")
             .tempdir()
@@ -191,6 +217,7 @@ impl Server {
         }
         let port = free_port();
         let mut server = Server {
+            build,
             mode,
             port,
             // Tests run at the same time in other processes: the port is as unique as anything.
@@ -230,13 +257,19 @@ impl Server {
             )
             .env("WARREN_SERVER", self.url())
             .env("WARREN_LOG", "info,warren_agent=debug")
+            .env(
+                "WARREN_NETWORK",
+                match self.mode {
+                    Mode::Bridge => "bridge",
+                    Mode::User => "user",
+                },
+            )
             .env_remove("JWT_SECRET")
             .envs(self.extra.iter().map(|(name, value)| (name, value)));
         match self.mode {
-            Mode::Bridge => drop(command.env("WARREN_NETWORK", "bridge")),
+            Mode::Bridge => {}
             Mode::User => {
                 command
-                    .env("WARREN_NETWORK", "user")
                     .env("HOME", self.data())
                     .env("XDG_CACHE_HOME", self.data().join("cache"));
                 command.uid(NOBODY).gid(NOBODY);
@@ -246,19 +279,30 @@ impl Server {
 
     /// (Re)starts the server process and waits until it is healthy.
     pub(crate) fn launch(&mut self) {
+        self.spawn(&[]);
+        self.until_healthy();
+    }
+
+    /// (Re)starts the server process with more environment for this time.
+    pub(crate) fn spawn(&mut self, environment: &[(&str, &str)]) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.log)
             .expect("the log can be written");
-        let mut command = Command::new(warren_bin());
+        let mut command = Command::new(self.build.program());
         command
             .arg("server")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
         self.environment(&mut command);
+        command.envs(environment.iter().copied());
         self.process = Some(command.spawn().expect("the server starts"));
+    }
+
+    /// Waits until it answers.
+    pub(crate) fn until_healthy(&mut self) {
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
         eventually("the server answers", 60, || {
             let ended = self
@@ -285,6 +329,31 @@ impl Server {
         process.wait().expect("it is our child");
     }
 
+    /// Whether the process has ended by itself within this time; it is reaped then.
+    pub(crate) fn dies_within(&mut self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        let process = self.process.as_mut().expect("the server runs");
+        loop {
+            if process.try_wait().expect("it is our child").is_some() {
+                self.process = None;
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// What `warren fsck` finds, in its own words.
+    pub(crate) fn differences(&self) -> Vec<String> {
+        let (status, check) = self.api("GET", "/system/check", None);
+        assert_eq!(status, 200, "{check}");
+        let sentence = |one: &serde_json::Value| one["sentence"].as_str().map(str::to_owned);
+        let all = check["differences"].as_array();
+        all.into_iter().flatten().filter_map(sentence).collect()
+    }
+
     /// kill -9 while others still use `self`; `reap` must follow.
     pub(crate) fn kill_now(&self) {
         let process = self.process.as_ref().expect("the server runs");
@@ -305,14 +374,20 @@ impl Server {
         path: &str,
         body: Option<serde_json::Value>,
     ) -> Option<u16> {
+        self.try_api_with(method, path, body, &[])
+    }
+
+    /// The same, with headers.
+    pub(crate) fn try_api_with(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<serde_json::Value>,
+        headers: &[(&str, &str)],
+    ) -> Option<u16> {
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        http(
-            address,
-            method,
-            path,
-            body.map(|body| body.to_string()).as_deref(),
-        )
-        .map(|answer| answer.status)
+        let body = body.map(|body| body.to_string());
+        http_with(address, method, path, body.as_deref(), headers).map(|answer| answer.status)
     }
 
     /// SIGTERM, and the exit status.
@@ -326,7 +401,7 @@ impl Server {
     }
 
     pub(crate) fn cli<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
-        let mut command = Command::new(warren_bin());
+        let mut command = Command::new(self.build.program());
         command.args(arguments).stdin(Stdio::null());
         self.environment(&mut command);
         command
@@ -481,6 +556,21 @@ pub(crate) fn http(
     path: &str,
     body: Option<&str>,
 ) -> Option<Answer> {
+    http_with(address, method, path, body, &[])
+}
+
+/// The same, with headers.
+fn http_with(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: Option<&str>,
+    headers: &[(&str, &str)],
+) -> Option<Answer> {
+    let more: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect();
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
     stream
         .set_read_timeout(Some(Duration::from_secs(60)))
@@ -496,7 +586,7 @@ pub(crate) fn http(
     };
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: localhost:{}\r\n{kind}Connection: close\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nHost: localhost:{}\r\n{kind}{more}Connection: close\r\n\r\n{body}",
         address.port()
     )
     .ok()?;
