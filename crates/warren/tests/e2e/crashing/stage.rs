@@ -2,6 +2,7 @@
 
 use super::operation::{Operation, State};
 use crate::harness::{Build, Mode, Server, eventually, free_port};
+use rusqlite::{Connection, OpenFlags};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -224,19 +225,35 @@ impl Stage {
         }
     }
 
+    /// The instance's generation in the record, read past the server; `None` where it is not recorded.
+    fn recorded(&self) -> Option<u64> {
+        let store = Connection::open_with_flags(
+            self.server.data().join("store.db"),
+            OpenFlags::SQLITE_OPEN_READ_WRITE,
+        );
+        let value: Result<Vec<u8>, _> = store.and_then(|store| {
+            store.busy_timeout(Duration::from_secs(5))?;
+            let key = format!("instance/{}", Self::ID);
+            let query = "SELECT value FROM records WHERE key = ?1";
+            store.query_row(query, [key], |row| row.get(0))
+        });
+        let intent: serde_json::Value = serde_json::from_slice(&value.ok()?).unwrap();
+        intent["generation"].as_u64()
+    }
+
     /// What must be there once all is settled: what was asked for if it was recorded, else what was there before.
-    fn promised(&self, operation: Operation) -> Vec<State> {
-        let recorded = self.times("store.commit-durable") > 0;
-        match operation {
-            // Two requests: of the second it cannot be told from outside whether it was recorded.
-            Operation::Restart if self.times("change.intent-committed") == 1 => {
-                vec![State::Stopped, State::Running]
-            }
-            Operation::Restart if recorded && self.times("change.intent-committed") == 0 => {
-                vec![State::Stopped]
-            }
-            _ if recorded => vec![operation.after()],
-            _ => vec![operation.before()],
+    fn promised(&self, operation: Operation, before: Option<u64>) -> Vec<State> {
+        let changes = match (before, self.recorded()) {
+            (Some(before), Some(now)) => now - before,
+            (None, None) => 0,
+            // Made, or gone to the last trace.
+            (None, Some(_)) | (Some(_), None) => 1,
+        };
+        match (operation, changes) {
+            // Two requests.
+            (Operation::Restart, 1) => vec![State::Stopped],
+            (_, 0) => vec![operation.before()],
+            _ => vec![operation.after()],
         }
     }
 
@@ -336,6 +353,7 @@ impl Stage {
         if std::env::var_os("WARREN_CRASH_VERBOSE").is_some() {
             eprintln!("{context}");
         }
+        let recorded = self.recorded();
         let died = if operation == Operation::Restore {
             self.server.kill();
             self.perform(operation, &[("WARREN_CRASH_AT", &order)]);
@@ -352,7 +370,7 @@ impl Stage {
         };
         assert!(died || time > 1, "{context}: it did not come by");
         self.order("");
-        let promised = self.promised(operation);
+        let promised = self.promised(operation, recorded);
         if operation == Operation::Restore {
             // Again, and now to its end.
             let backup = self.server.data().join("backup.db");
