@@ -6,6 +6,7 @@ mod support;
 use futures::StreamExt;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use support::{
     Kernel, TurnClock, TurnDisks, TurnMachines, TurnNetwork, Turns, installation, intent,
@@ -13,7 +14,8 @@ use support::{
 use warren_agent::{Agent, AgentConfig, AgentLink, Ports};
 use warren_core::Handle;
 use warren_core::instance::{Desired, Gone};
-use warren_core::ports::HostLink;
+use warren_core::ports::{HostLink, Registry};
+use warren_image::{ImageStore, Options};
 
 const INTERLEAVINGS: u64 = 1000;
 const INSTANCES: u8 = 3;
@@ -21,7 +23,7 @@ const INSTANCES: u8 = 3;
 const LEAK: u8 = 200;
 
 /// Three instances are made and taken away while the sweep looks again and again; gives what happened.
-async fn interleave(seed: u64, place: &std::path::Path) -> Vec<String> {
+async fn interleave(seed: u64, place: &Path, registry: &Arc<dyn Registry>) -> Vec<String> {
     let turns = Turns::new(seed);
     let kernel = Arc::new(Mutex::new(Kernel::default()));
     let leak = Handle::from_entropy([LEAK; 5]);
@@ -29,6 +31,7 @@ async fn interleave(seed: u64, place: &std::path::Path) -> Vec<String> {
     let ports = Ports {
         hypervisors: vec![TurnMachines::new(&turns)],
         images: Arc::new(TurnDisks(Arc::clone(&turns))),
+        registry: Arc::clone(registry),
         volumes: Arc::new(TurnDisks(Arc::clone(&turns))),
         network: Arc::new(TurnNetwork {
             turns: Arc::clone(&turns),
@@ -92,12 +95,15 @@ async fn interleave(seed: u64, place: &std::path::Path) -> Vec<String> {
 #[test]
 fn nothing_live_is_swept_in_a_thousand_interleavings_with_creates_and_deletes() {
     // In memory where there is a place: every instance's record is synced.
-    let memory = std::path::Path::new("/dev/shm");
+    let memory = Path::new("/dev/shm");
     let place = if memory.is_dir() {
         tempfile::tempdir_in(memory).unwrap()
     } else {
         tempfile::tempdir().unwrap()
     };
+    // Nobody asks it for anything.
+    let registry: Arc<dyn Registry> =
+        Arc::new(ImageStore::open(place.path(), Options::default()).unwrap());
     let mut histories = BTreeSet::new();
     for seed in 0..INTERLEAVINGS {
         let here = place.path().join(seed.to_string());
@@ -105,14 +111,14 @@ fn nothing_live_is_swept_in_a_thousand_interleavings_with_creates_and_deletes() 
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let history = runtime.block_on(interleave(seed, &here));
+        let history = runtime.block_on(interleave(seed, &here, &registry));
         if seed < 10 {
             let again = place.path().join(format!("{seed}-again"));
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()
                 .unwrap();
             assert_eq!(
-                runtime.block_on(interleave(seed, &again)),
+                runtime.block_on(interleave(seed, &again, &registry)),
                 history,
                 "a seed replays"
             );

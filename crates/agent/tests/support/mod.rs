@@ -20,7 +20,7 @@ use warren_core::ports::hypervisor::{
     ProcessIdentity, VmmSeen, VmmUsage,
 };
 use warren_core::ports::images::{
-    ImageUpkeep, LoadRequest, ProgressSink, PruneRequest, PullRequest,
+    ImageUpkeep, LoadRequest, ProgressSink, PruneRequest, PullRequest, PushRequest, Pushed,
 };
 use warren_core::ports::network::{
     Attachment, AttachmentSpec, GuestNetwork, Network, NetworkUsage,
@@ -297,10 +297,22 @@ impl Volumes for TurnDisks {
     async fn usage(&self, _path: &Path) -> Result<ByteSize, PortError> {
         Ok(ByteSize(0))
     }
+
+    async fn ready_made(&self) -> Result<ByteSize, PortError> {
+        Ok(ByteSize(0))
+    }
 }
 
 #[async_trait]
 impl Images for TurnDisks {
+    fn check_pull(&self, _: &PullRequest) -> Result<(), PortError> {
+        Err(not_here())
+    }
+
+    async fn push(&self, _: PushRequest, _: ProgressSink) -> Result<Pushed, PortError> {
+        Err(not_here())
+    }
+
     async fn pull(&self, _: PullRequest, _: ProgressSink) -> Result<ImageRecord, PortError> {
         Err(not_here())
     }
