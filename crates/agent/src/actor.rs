@@ -7,7 +7,7 @@
 use crate::context::{Context, InstanceShared, attachment_spec, disk_path};
 use crate::guest_session::{GuestSession, GuestState};
 use crate::record::HostRecord;
-use crate::steps::{Effect, INTERRUPTED, StepScope};
+use crate::steps::{Effect, INTERRUPTED, StepScope, printable};
 use futures::StreamExt;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -275,6 +275,9 @@ impl Actor {
         if steps.contains(&Step::StartVmm) {
             self.begin_run();
         }
+        if self.seen.vmm == VmmSeen::Dead && matches!(self.seen.told, Told::No { .. }) {
+            self.machine_ended_early().await;
+        }
         if steps.contains(&Step::BootGuest) {
             self.seen.told = Told::Perhaps;
         }
@@ -422,7 +425,7 @@ impl Actor {
                 self.stopped_at = Some(exit.at);
                 if exit.code.is_none() && self.record.started_at.is_none() && self.failure.is_none()
                 {
-                    self.failure = Some(machine_ended());
+                    self.failure = Some(machine_ended(None));
                 }
                 self.drop_session();
             }
@@ -483,28 +486,32 @@ impl Actor {
             }
         }
         self.observe().await;
-        if self.seen.vmm == VmmSeen::Dead && self.record.started_at.is_none() {
-            self.machine_ended_early().await;
-        }
     }
 
     /// Whatever step noticed it, this is what happened; the console's last words say why.
     async fn machine_ended_early(&mut self) {
         let query = LogQuery {
             source: LogSource::Console,
-            tail: Some(5),
+            tail: Some(40),
             ..LogQuery::default()
         };
         let over = watch::channel(true).1;
-        let words = match self.shared.console_log.lines(query, over) {
-            Ok(lines) => {
-                let lines: Vec<String> = lines.map(|line| line.text).collect().await;
-                lines.join(" | ")
-            }
-            Err(error) => error.to_string(),
+        let words: Vec<String> = match self.shared.console_log.lines(query, over) {
+            Ok(lines) => lines.map(|line| printable(&line.text)).collect().await,
+            Err(error) => vec![error.to_string()],
         };
-        tracing::warn!(instance = %self.record.intent.id, console = words, "the machine ended before its guest was ready");
-        self.failure = Some(machine_ended());
+        let panic = words.iter().find_map(|line| {
+            let start = line.find("Kernel panic")?;
+            Some(line[start..].to_owned())
+        });
+        let last = words[words.len().saturating_sub(5)..].join(" | ");
+        tracing::warn!(
+            instance = %self.record.intent.id,
+            panic,
+            console = last,
+            "the machine ended before its guest was ready"
+        );
+        self.failure = Some(machine_ended(panic.as_deref()));
         // The next start, if there is one, need not wait.
         self.not_before = None;
     }
@@ -656,11 +663,14 @@ impl Actor {
     }
 }
 
-fn machine_ended() -> Failure {
+/// In the words of its kernel, where that had some.
+fn machine_ended(panic: Option<&str>) -> Failure {
+    let why = panic.map_or_else(String::new, |words| format!(" ({words})"));
     Failure {
         class: ErrorClass::Retry,
         code: "machine_ended".to_owned(),
-        message: "the machine ended before it was ready: see its console with warren logs --source console"
-            .to_owned(),
+        message: format!(
+            "the machine ended before it was ready{why}: see its console with warren logs --source console"
+        ),
     }
 }

@@ -432,7 +432,7 @@ fn at(step: Step, place: &str) {
 pub(crate) const INTERRUPTED: &str = "interrupted";
 
 /// Text from a guest as it may be shown: bounded, one line, no control characters.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .take(500)
         .map(|c| if c.is_control() { ' ' } else { c })

@@ -107,7 +107,7 @@ impl Stage {
 
     pub(super) fn create(&self) {
         let body = json!({
-            "id": Self::ID, "name": Self::ID, "image": "busybox-web", "memory_mb": 64, "overlay_size": "16MB",
+            "id": Self::ID, "name": Self::ID, "image": "busybox-web", "memory_mb": 128, "overlay_size": "16MB",
             "cmd": ["sleep", "1000"], "stop_grace_seconds": 1,
             "port_mappings": [{"host_port": self.port, "guest_port": 80}],
         });
