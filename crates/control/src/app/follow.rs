@@ -7,8 +7,10 @@ use futures::StreamExt;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use warren_core::event::EventKind;
 use warren_core::instance::{Desired, Gone, InstanceIntent, InstanceStatus, Removal};
+use warren_core::ports::BoxStream;
 use warren_core::ports::host_link::RECORD_IN_DOUBT;
 use warren_core::ports::store::{Commit, Guard, Transaction, Write};
 use warren_core::state::StateName;
@@ -21,6 +23,47 @@ const PAGE: usize = 500;
 const LARGEST_BATCH: usize = 512;
 /// The longest pause between tries to reach the host or the store.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Statuses that may wait to be recorded before the host has to wait.
+const BACKLOG: usize = 16_384;
+
+/// Something to be recorded.
+enum Entry {
+    /// A status, and the event that it is.
+    Seen(Box<InstanceStatus>, Option<Write>),
+    /// Nothing is left of it.
+    Gone(InstanceId),
+}
+
+impl Entry {
+    fn id(&self) -> &InstanceId {
+        match self {
+            Entry::Seen(status, _) => &status.id,
+            Entry::Gone(id) => id,
+        }
+    }
+}
+
+/// Every change of state as an event, each in a transaction of its own; of what lies between, only the last.
+fn transactions(entries: Vec<Entry>) -> Vec<Transaction> {
+    let mut transactions: Vec<Transaction> = Vec::new();
+    let mut replaceable = false;
+    for entry in entries {
+        let Entry::Seen(status, event) = entry else {
+            continue;
+        };
+        if replaceable {
+            transactions.pop();
+        }
+        replaceable = event.is_none();
+        let put = Write::Put(keys::status(&status.id), keys::encode(&*status));
+        transactions.push(Transaction {
+            guards: vec![Guard::Present(keys::instance(&status.id))],
+            writes: std::iter::once(put).chain(event).collect(),
+        });
+    }
+    transactions
+}
 
 /// Whether everything recorded could be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,84 +199,87 @@ impl App {
         let statuses = self.0.host.statuses().await?;
         self.hand_over_all(complete).await?;
         reached("follow.synced");
-        // What came while the last batch was being recorded is the next one: the store puts it in one write.
-        let mut batches = statuses.ready_chunks(LARGEST_BATCH);
         let _ = self.0.connected.send_replace(Ok(()));
-        while let Some(batch) = batches.next().await {
-            let mut by_instance: Vec<(InstanceId, Vec<InstanceStatus>)> = Vec::new();
-            let mut places: HashMap<InstanceId, usize> = HashMap::new();
-            for status in batch {
-                let place = *places.entry(status.id.clone()).or_insert_with(|| {
-                    by_instance.push((status.id.clone(), Vec::new()));
-                    by_instance.len() - 1
-                });
-                by_instance[place].1.push(status);
-            }
-            let all = by_instance.into_iter();
-            futures::future::join_all(all.map(|(id, statuses)| self.observe(id, statuses))).await;
-        }
+        let (seen, to_record) = mpsc::channel(BACKLOG);
+        // Two things at once: a store that has no room, or is slow, must not keep what is seen from whoever asks.
+        tokio::join!(self.see(statuses, seen), self.record(to_record));
         Ok(())
     }
 
-    /// Takes what a host said of one instance, in order: whoever waits hears the newest at once, then it is recorded.
-    async fn observe(&self, id: InstanceId, statuses: Vec<InstanceStatus>) {
-        let Some(view) = self.0.board.get(&id) else {
-            tracing::debug!(instance = %id, "a status of an instance that is not recorded");
-            return;
-        };
-        let is_gone = |status: &InstanceStatus| {
-            status.gone == Gone::Yes
+    /// Takes what the host says, in order: whoever waits hears it at once, and it is to be recorded.
+    async fn see(&self, mut statuses: BoxStream<InstanceStatus>, seen: mpsc::Sender<Entry>) {
+        while let Some(status) = statuses.next().await {
+            let Some(view) = self.0.board.get(&status.id) else {
+                tracing::debug!(instance = %status.id, "a status of an instance that is not recorded");
+                continue;
+            };
+            let gone = status.gone == Gone::Yes
                 && view.intent.desired == Desired::Deleted
-                && status.generation >= view.intent.generation
-        };
-        let (gone, seen): (Vec<_>, Vec<_>) = statuses.into_iter().partition(is_gone);
-        if let Some(newest) = seen.last() {
-            self.0.board.put_status(newest.clone());
-        }
-        // What only the host knows of is not recorded yet.
-        if view.revision != UNRECORDED {
-            self.persist(&id, self.transactions(&view, &seen)).await;
-        }
-        if !gone.is_empty() {
-            self.until_it_works(&id, || self.forget(&id)).await;
-        }
-        if let Some(view) = self.0.board.get(&id) {
-            self.remove_if_ended(&view);
+                && status.generation >= view.intent.generation;
+            let entry = if gone {
+                Entry::Gone(status.id)
+            } else if *view.status != status {
+                let event = self.change_of_state(&view, &status);
+                self.0.board.put_status(status.clone());
+                Entry::Seen(Box::new(status), event)
+            } else {
+                continue;
+            };
+            // What only the host knows of is not recorded yet.
+            if view.revision != UNRECORDED || gone {
+                // The other end is read for as long as this one is written.
+                drop(seen.send(entry).await);
+            }
+            if let Some(view) = self.0.board.get(&view.intent.id) {
+                self.remove_if_ended(&view);
+            }
         }
     }
 
-    /// Every change of state as an event, each in a transaction of its own; of what lies between, only the last.
-    fn transactions(&self, view: &View, seen: &[InstanceStatus]) -> Vec<Transaction> {
-        let guarded = |status: &InstanceStatus, event: Option<Write>| Transaction {
-            guards: vec![Guard::Present(keys::instance(&status.id))],
-            writes: std::iter::once(Write::Put(keys::status(&status.id), keys::encode(status)))
-                .chain(event)
-                .collect(),
+    fn change_of_state(&self, view: &View, status: &InstanceStatus) -> Option<Write> {
+        let (from, to) = (view.status.state.name(), status.state.name());
+        let changed = EventKind::StateChanged {
+            from,
+            to,
+            error: warren_api::convert::state_error(status),
+            exit_code: match to {
+                StateName::Stopped => status.exit.as_ref().and_then(|exit| exit.code),
+                _ => None,
+            },
         };
-        let mut transactions = Vec::new();
-        let mut last = &*view.status;
-        let mut pending = None;
-        for status in seen {
-            let (from, to) = (last.state.name(), status.state.name());
-            if from != to {
-                let changed = EventKind::StateChanged {
-                    from,
-                    to,
-                    error: warren_api::convert::state_error(status),
-                    exit_code: match to {
-                        StateName::Stopped => status.exit.as_ref().and_then(|exit| exit.code),
-                        _ => None,
-                    },
-                };
-                transactions.push(guarded(status, Some(self.event(&view.intent, changed))));
-                pending = None;
-            } else if last != status {
-                pending = Some(status);
+        (from != to).then(|| self.event(&view.intent, changed))
+    }
+
+    /// Records what was seen. What came while the last batch was being recorded is the next one: the store puts it
+    /// in one write.
+    async fn record(&self, to_record: mpsc::Receiver<Entry>) {
+        let entries = futures::stream::unfold(to_record, |mut to_record| async move {
+            to_record.recv().await.map(|entry| (entry, to_record))
+        });
+        let mut batches = std::pin::pin!(entries.ready_chunks(LARGEST_BATCH));
+        while let Some(batch) = batches.next().await {
+            let mut by_instance: Vec<(InstanceId, Vec<Entry>)> = Vec::new();
+            let mut places: HashMap<InstanceId, usize> = HashMap::new();
+            for entry in batch {
+                let id = entry.id().clone();
+                let place = *places.entry(id.clone()).or_insert_with(|| {
+                    by_instance.push((id, Vec::new()));
+                    by_instance.len() - 1
+                });
+                by_instance[place].1.push(entry);
             }
-            last = status;
+            let all = by_instance.into_iter();
+            futures::future::join_all(all.map(|(id, entries)| self.record_of_one(id, entries)))
+                .await;
         }
-        transactions.extend(pending.map(|status| guarded(status, None)));
-        transactions
+    }
+
+    async fn record_of_one(&self, id: InstanceId, entries: Vec<Entry>) {
+        let gone = matches!(entries.last(), Some(Entry::Gone(_)));
+        self.persist(&id, transactions(entries)).await;
+        if gone {
+            self.until_it_works(&id, || self.forget(&id)).await;
+        }
     }
 
     /// Commits in order. All are handed to the store before the first is waited for, so that they share a write.

@@ -223,7 +223,7 @@ const PLAIN_NAMES: [&str; 8] = [
 ];
 
 /// `WARREN_…` names that are not the server's: the command line's, the scripts' and the tests'.
-const OTHER_NAMES: [&str; 24] = [
+const OTHER_NAMES: [&str; 25] = [
     "server",
     "token",
     "context",
@@ -238,6 +238,7 @@ const OTHER_NAMES: [&str; 24] = [
     "stop_seconds",
     "seed",
     "kills",
+    "cycles",
     "crash_at",
     "crash_orders",
     "crash_trace",

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use warren_core::PortError;
 use warren_store::{OpenOptions, Origin, SqliteStore, Unowned};
 
+/// Changes that subscribers to events can be behind: the lives of about two thousand instances, some 20 MB.
+const HISTORY: usize = 20_000;
+
 /// An opened store.
 pub(crate) struct Opened {
     pub(crate) store: Arc<SqliteStore>,
@@ -27,7 +30,7 @@ pub(crate) async fn open(data: &DataDir) -> Result<Opened, PortError> {
         } else {
             Unowned::Adopt
         },
-        ..OpenOptions::default()
+        history: HISTORY,
     };
     let store = SqliteStore::open(data.store(), options).await?;
     let doubt = doubt(&store, data);

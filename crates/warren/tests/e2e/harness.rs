@@ -207,11 +207,31 @@ impl Server {
         server
     }
 
+    /// The same, in bridge mode, with its data directory in a place of the test's.
+    pub(crate) fn start_at(place: &Path, environment: &[(&str, &str)]) -> Self {
+        let server = Self::start_empty_at(Some(place), Build::Chosen, Mode::Bridge, environment);
+        let layout = busybox_layout().to_string_lossy().into_owned();
+        server.ok(&["load", &layout, "--name", "busybox-web"]);
+        server
+    }
+
     fn start_empty(build: Build, mode: Mode, environment: &[(&str, &str)]) -> Self {
-        let data = tempfile::Builder::new()
-            .prefix("wrn")
-            .tempdir()
-            .expect("a temporary directory");
+        Self::start_empty_at(None, build, mode, environment)
+    }
+
+    fn start_empty_at(
+        place: Option<&Path>,
+        build: Build,
+        mode: Mode,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let mut named = tempfile::Builder::new();
+        named.prefix("wrn");
+        let data = match place {
+            Some(place) => named.tempdir_in(place),
+            None => named.tempdir(),
+        }
+        .expect("a temporary directory");
         if mode == Mode::User {
             std::os::unix::fs::chown(data.path(), Some(NOBODY), Some(NOBODY)).expect("we are root");
         }
@@ -222,7 +242,8 @@ impl Server {
             port,
             // Tests run at the same time in other processes: the port is as unique as anything.
             subnet: (port % 250) as u8 + 1,
-            log: data.path().join("server.log"),
+            // Not where a test may fill the disk.
+            log: std::env::temp_dir().join(format!("warren-e2e-{}-{port}.log", std::process::id())),
             data: Some(data),
             process: None,
             extra: environment
@@ -236,6 +257,11 @@ impl Server {
 
     pub(crate) fn data(&self) -> &Path {
         self.data.as_ref().expect("taken only by drop").path()
+    }
+
+    /// Of the server's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the server runs").id()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -540,6 +566,7 @@ impl Drop for Server {
         if self.data.is_some() {
             self.run(&["system", "clean"]);
         }
+        let _ = std::fs::remove_file(&self.log);
     }
 }
 

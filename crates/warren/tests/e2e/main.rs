@@ -4,9 +4,12 @@
 #![expect(clippy::print_stdout, reason = "a test that does not run says so")]
 
 mod crashing;
+mod cycling;
 mod dying;
+mod filling;
 mod full;
 mod harness;
+mod losing;
 mod scenarios;
 mod surviving;
 mod terminal;

@@ -2,6 +2,7 @@
 
 use crate::harness::{Mode, Server, eventually, missing, skip};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 fn last_number(server: &Server, name: &str) -> Option<u64> {
     server
@@ -38,8 +39,14 @@ fn guests_outlive_a_killed_server(mode: Mode, test: &str) {
     let pids = vmm_pids(&server);
     assert_eq!(pids.len(), 3, "{pids:?}");
     server.kill();
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(2));
+    let started = Instant::now();
     server.launch();
+    let took = started.elapsed();
+    assert!(
+        took < Duration::from_secs(1),
+        "the API was up after {took:?}"
+    );
     assert_eq!(vmm_pids(&server), pids, "the same processes run on");
     for (name, before) in names.iter().zip(before) {
         let (_, instance) = eventually("it is Running", 10, || {
@@ -119,10 +126,14 @@ fn a_killed_vmm_is_noticed_and_its_name_is_free_again() {
     let pid: i32 = pids[0].parse().unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    eventually("the true state", 5, || {
+    eventually("the true state", 2, || {
         (server.api("GET", "/instances/doomed", None).1["state"] == "Stopped").then_some(())
     });
     assert!(vmm_pids(&server).is_empty());
+    // No zombie, and its TAP, its rules and its sockets are free: a second is what a check takes that finds something.
+    eventually("nothing of it is held", 2, || {
+        server.differences().is_empty().then_some(())
+    });
     server.ok(&["start", "doomed"]);
     assert_eq!(server.ok(&["exec", "doomed", "echo", "again"]), "again\n");
 }

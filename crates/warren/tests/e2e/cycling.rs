@@ -1,0 +1,116 @@
+//! Instances made and removed again and again on the fake hypervisor (reliability: memory and descriptors flat,
+//! disk as before).
+
+use crate::harness::{Mode, Server, missing, skip};
+use serde_json::json;
+use std::path::Path;
+
+/// In one run of the test; `WARREN_CYCLES` asks for more (`./dev soak cycles`).
+const CYCLES: u64 = 500;
+/// After this part of them everything that is kept for later is there: caches, and the history of the store, which
+/// two thousand fill.
+const WARM_UP: u64 = 3;
+/// Of so many, one has an interface: that part is the slowest, and has no caches.
+const WITH_INTERFACE: u64 = 10;
+/// Made at the same time by so many clients.
+const CLIENTS: u64 = 4;
+
+/// What a process holds, and what it has on the disk.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    resident_kib: u64,
+    descriptors: usize,
+    threads: u64,
+    disk_kib: u64,
+}
+
+fn held(server: &Server) -> Held {
+    let process = Path::new("/proc").join(server.pid().to_string());
+    let status = std::fs::read_to_string(process.join("status")).unwrap();
+    let number = |name: &str| {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    Held {
+        resident_kib: number("VmRSS:"),
+        descriptors: std::fs::read_dir(process.join("fd")).unwrap().count(),
+        threads: number("Threads:"),
+        disk_kib: disk(server.data()) / 2,
+    }
+}
+
+/// Blocks of 512 bytes, of everything but the server's log.
+fn disk(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut blocks = 0;
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        let metadata = entry.metadata().unwrap();
+        if metadata.is_dir() {
+            blocks += disk(&entry.path());
+        } else if entry.file_name() != "server.log" {
+            blocks += metadata.blocks();
+        }
+    }
+    blocks
+}
+
+fn cycle(server: &Server, from: u64, to: u64) {
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            scope.spawn(move || {
+                for number in (from..to).filter(|number| number % CLIENTS == client) {
+                    let id = format!("c{number:06}");
+                    let body = json!({"id": id, "name": id, "image": "busybox-web", "memory_mb": 64,
+                                      "overlay_size": "16MB", "cmd": ["sleep", "1000"],
+                                      "network": {"enabled": number % WITH_INTERFACE == 0}});
+                    let (status, made) = server.api("POST", "/instances", Some(body));
+                    assert_eq!((status, &made["state"]), (201, &json!("Running")), "{made}");
+                    let (status, answer) = server.api("DELETE", &format!("/instances/{id}"), None);
+                    assert_eq!(status, 204, "{answer}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn cycles_of_create_and_delete_hold_nothing() {
+    const NAME: &str = "e2e::cycles_of_create_and_delete_hold_nothing";
+    if let Some(reason) = missing(Mode::Bridge) {
+        return skip(NAME, &reason);
+    }
+    let cycles: u64 = std::env::var("WARREN_CYCLES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(CYCLES);
+    let environment = [("WARREN_HYPERVISORS", "[fake]"), ("WARREN_LOG", "warn")];
+    let server = Server::start_in(Mode::Bridge, &environment);
+    cycle(&server, 0, cycles / WARM_UP);
+    let before = held(&server);
+    cycle(&server, cycles / WARM_UP, cycles);
+    let after = held(&server);
+    println!(
+        "{cycles} cycles: {before:?} after {}, {after:?} at the end",
+        cycles / WARM_UP
+    );
+    assert!(
+        after.descriptors <= before.descriptors + 8,
+        "descriptors: {before:?} {after:?}"
+    );
+    assert!(
+        after.threads <= before.threads + 8,
+        "threads: {before:?} {after:?}"
+    );
+    assert!(
+        after.resident_kib <= before.resident_kib + before.resident_kib / 10 + 8192,
+        "memory: {before:?} {after:?}"
+    );
+    assert!(
+        after.disk_kib <= before.disk_kib + before.disk_kib / 10 + 4096,
+        "disk: {before:?} {after:?}"
+    );
+    assert_eq!(server.differences(), Vec::<String>::new());
+}
