@@ -184,7 +184,7 @@ install_for_test() {
     install_missing \
         python3=python3 git=git openssl=openssl \
         '?docker-registry=docker-registry' '?skopeo=skopeo' '?umoci=umoci' '?buildah=buildah' \
-        '?fsck.erofs=erofs-utils' '?mkfs.xfs=xfsprogs' '?debootstrap=debootstrap' '?shellcheck=shellcheck'
+        '?fsck.erofs=erofs-utils' '?ctr=containerd' '?mkfs.xfs=xfsprogs' '?debootstrap=debootstrap' '?shellcheck=shellcheck'
     python3 -c 'import ensurepip' 2>/dev/null || install_missing '?file:/nonexistent=python3-venv'
     ensure_rust_lints
     ensure_cargo_tool cargo-nextest
@@ -200,7 +200,10 @@ ensure_cargo_tool() {
     have "$1" && return 0
     say "building $1 (once, into $tools)"
     mkdir -p "$tools"
-    # A target directory of its own: the workspace's holds other features of the same crates.
-    CARGO_TARGET_DIR=$tools/build cargo install --locked --quiet --root "$tools" "$1"
+    # A target directory of its own: the workspace's holds other features of the same crates. What such a tool does takes
+    # seconds however it was compiled; to compile it for speed takes minutes.
+    CARGO_TARGET_DIR=$tools/build CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=0 \
+        cargo install --locked --quiet --root "$tools" "$1"
     rm -rf "$tools/build"
 }

@@ -38,6 +38,9 @@ cmd_test() {
     # Tests start servers and guests of their own; what the caller has set up for another one must not leak in.
     unset WARREN_SERVER DATA_DIR PORT JWT_SECRET
 
+    # What is compiled once and thrown away needs no note of how to compile it faster the next time.
+    [ -z "${CI:-}" ] || export CARGO_INCREMENTAL=0
+
     trap 'exit 130' INT TERM
     install_for_test
     ensure_kernel
@@ -87,7 +90,8 @@ step_build() { cargo build --release --locked; }
 step_test() {
     local status=0 junit=$ROOT/target/nextest/default/junit.xml
     rm -f "$junit"
-    cargo nextest run --workspace --locked || status=$?
+    # The two with machines wait as often as they work: others run beside them.
+    cargo nextest run --workspace --locked --test-threads $(($(nproc) + 2)) || status=$?
     [ -e "$junit" ] || return 1
     "$ROOT/scripts/count-tests" "$junit" "$WARREN_SKIP_FILE" >"$TEST_OUT/test.counts"
     return "$status"

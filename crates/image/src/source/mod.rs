@@ -1,9 +1,10 @@
-//! Where images come from: a registry, an OCI layout, an OCI or docker archive, a root-file-system tarball.
+//! Where images come from: a registry, containerd, an OCI layout, an OCI or docker archive, a root-file-system tarball.
 //!
 //! Owns: references, manifests, and the way to each layer's bytes. Must never: hand on a manifest or a configuration
 //! whose digest was not checked, or hold a layer in memory. Layers are verified by `pipeline` as they pass.
 
 pub(crate) mod archive;
+pub mod containerd;
 pub(crate) mod layout;
 pub(crate) mod manifest;
 pub(crate) mod reference;
@@ -83,6 +84,9 @@ pub enum SourceError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] registry::RegistryError),
+    /// containerd.
+    #[error(transparent)]
+    Containerd(#[from] containerd::ContainerdError),
     /// An archive with too much in it.
     #[error(transparent)]
     Limit(#[from] LimitExceeded),

@@ -6,13 +6,14 @@
 //! ```
 //!
 //! A seal is made behind the back of those who wait for the image: hashing a disk takes as long as starting from it. A
-//! disk without one is told from a damaged one by making it again from its layers.
+//! disk without one, which an earlier process left so, is told from a damaged one by making it again from its layers.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -28,6 +29,8 @@ const SEAL: &str = ".seal";
 #[derive(Debug)]
 pub(super) struct Disks {
     directory: PathBuf,
+    /// Those that this process has written and not sealed yet.
+    unsealed: Mutex<HashSet<Digest>>,
     /// Ends what goes on behind everybody's back.
     stop: CancellationToken,
 }
@@ -36,6 +39,7 @@ impl Disks {
     pub(super) fn new(directory: PathBuf) -> Self {
         Disks {
             directory,
+            unsealed: Mutex::default(),
             stop: CancellationToken::new(),
         }
     }
@@ -94,6 +98,7 @@ impl Disks {
 
     /// Forgets what its bytes were; to be done before it is replaced or after it is gone.
     pub(super) fn unseal(&self, manifest: &Digest) -> io::Result<()> {
+        self.unsealed().remove(manifest);
         publish::remove(&self.seal_path(manifest))
     }
 
@@ -109,8 +114,18 @@ impl Disks {
         if self.path(manifest).metadata()?.ino() == inode {
             // One that is torn is none.
             std::fs::write(self.seal_path(manifest), format!("{digest}\n"))?;
+            self.unsealed().remove(manifest);
         }
         Ok(())
+    }
+
+    /// Whether this process has written it and not come to sealing it: then it needs no comparison, only its seal.
+    pub(super) fn waits_for_seal(&self, manifest: &Digest) -> bool {
+        self.unsealed().contains(manifest)
+    }
+
+    fn unsealed(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
+        self.unsealed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Seals a new disk when the machine has nothing better to do.
@@ -118,6 +133,7 @@ impl Disks {
         if self.seal(manifest).is_some() {
             return;
         }
+        self.unsealed().insert(manifest.clone());
         let (disks, manifest) = (Arc::clone(self), manifest.clone());
         let work = move || {
             // Of this thread alone.

@@ -11,6 +11,7 @@ use crate::erofs::ErofsError;
 use crate::merge::MergeError;
 use crate::pipeline::ConvertError;
 use crate::source::SourceError;
+use crate::source::containerd::ContainerdError;
 use crate::source::registry::RegistryError;
 
 /// Why the store did not do what was asked.
@@ -115,6 +116,8 @@ fn describe_source(error: &SourceError) -> PortError {
             .with_hint("choose one of them with `--platform`"),
         SourceError::Reference(_) => PortError::invalid("image_reference_invalid", text),
         SourceError::Registry(registry) => registry.describe(),
+        SourceError::Containerd(_) => PortError::retry("containerd_failed", text)
+            .with_hint("look whether containerd runs, or unset CONTAINERD_SOCKET"),
     }
 }
 
@@ -126,10 +129,15 @@ fn describe_convert(error: &ConvertError) -> PortError {
             // A layer that is still being downloaded fails with the download's own error.
             let registry = inner.and_then(|it| it.downcast_ref::<Arc<RegistryError>>());
             let keep = inner.and_then(|it| it.downcast_ref::<KeepError>());
-            match (registry, keep) {
-                (Some(registry), _) => registry.describe(),
-                (None, Some(KeepError(source))) => io("writing a layer", source),
-                (None, None) => io(&text, source),
+            let containerd = inner.and_then(|it| it.downcast_ref::<ContainerdError>());
+            match (registry, keep, containerd) {
+                (Some(registry), _, _) => registry.describe(),
+                (None, Some(KeepError(source)), _) => io("writing a layer", source),
+                (None, None, Some(error)) => {
+                    PortError::retry("containerd_failed", format!("{text}: {error}"))
+                        .with_hint("try again")
+                }
+                (None, None, None) => io(&text, source),
             }
         }
         ConvertError::Decompress { .. }

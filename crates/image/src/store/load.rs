@@ -61,7 +61,7 @@ impl ImageStore {
         Ok(records)
     }
 
-    async fn load_known(
+    pub(super) async fn load_known(
         &self,
         new: NewRecord,
         image: Image,

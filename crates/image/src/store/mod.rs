@@ -20,6 +20,7 @@ mod disks;
 mod documents;
 mod downloads;
 mod error;
+mod from_containerd;
 mod from_content;
 mod inventory;
 mod keep;
@@ -76,6 +77,8 @@ pub struct Options {
     pub docker_config: Option<PathBuf>,
     /// How registries are reached.
     pub registries: RegistrySettings,
+    /// The socket of a containerd whose images are taken before a registry is asked.
+    pub containerd: Option<PathBuf>,
     /// Bytes the store may take before images go that no instance uses; `None` for as many as there are.
     pub budget: Option<u64>,
     /// Bounds of what is pushed to this store.
@@ -90,6 +93,7 @@ impl Default for Options {
             parallel_layers: 6,
             docker_config: None,
             registries: RegistrySettings::of_this_host(),
+            containerd: None,
             budget: None,
             uploads: UploadLimits::default(),
         }

@@ -45,6 +45,14 @@ impl ImageStore {
         }
         let reference: Reference = request.reference.parse().map_err(SourceError::from)?;
         let (platform, wanted) = platform_of(request.platform.as_deref())?;
+        let new = NewRecord {
+            id: request.id,
+            name: reference.to_string(),
+            tags: request.tags,
+        };
+        if let Some(offer) = self.offered(&reference, &platform, wanted).await {
+            return self.take_offer(new, offer, &progress).await;
+        }
         let client = self
             .registries
             .client(&reference, request.transport, request.credentials)
@@ -67,11 +75,6 @@ impl ImageStore {
         for layer in &image.layers {
             progress(layer_event(layer, LayerPhase::Done, layer.size));
         }
-        let new = NewRecord {
-            id: request.id,
-            name: reference.to_string(),
-            tags: request.tags,
-        };
         self.record(new, &image).await
     }
 

@@ -109,6 +109,13 @@ impl ImageStore {
         if !self.disks.is_here(manifest) {
             return Ok(PartState::Missing);
         }
+        if self.disks.waits_for_seal(manifest) {
+            let (disks, manifest, stop) = (Arc::clone(&self.disks), manifest.clone(), stop.clone());
+            records::blocking("sealing the disk", move || {
+                disks.make_seal(&manifest, &stop)
+            })
+            .await?;
+        }
         let Some(seal) = self.disks.seal(manifest) else {
             // Without its layers there is nothing to compare it with.
             return match blobs_are_sound {

@@ -94,6 +94,7 @@ file_size = "1GiB"
 entries = 300000
 depth = 64
 time = "1m"
+stall = "1s"
 "#;
 
 fn plain(layers: Vec<Vec<u8>>, ends: Ends) -> Hostile {

@@ -15,7 +15,9 @@ use report::{NOISE, Report};
 use std::path::PathBuf;
 
 /// Every subject, in the order in which they run.
-const SUBJECTS: [&str; 6] = ["create", "requests", "durable", "list", "memory", "crowd"];
+const SUBJECTS: [&str; 7] = [
+    "create", "images", "requests", "durable", "list", "memory", "crowd",
+];
 
 struct Arguments {
     subjects: Vec<String>,
@@ -30,6 +32,7 @@ const HELP: &str = "\
 
   SUBJECT…        only these [default: all]:
                   create    create → ready against QEMU by hand, and where the time goes
+                  images    OCI layout → bootable disk against umoci and mke2fs, and zcat | sha256sum
                   requests  GET requests a second against a hello-world
                   durable   durable creates a second against the bare store (fake hypervisor)
                   list      a list of 10,000 against serialising it (fake hypervisor)
@@ -87,6 +90,7 @@ async fn main() -> anyhow::Result<()> {
     for subject in &arguments.subjects {
         match subject.as_str() {
             "create" => rows::create::measure(pairs, &mut report).await?,
+            "images" => rows::images::measure(pairs, &mut report).await?,
             "requests" => rows::requests::measure(pairs, &mut report).await?,
             "durable" => rows::durable::measure(pairs, &mut report).await?,
             "list" => rows::list::measure(pairs.min(6), &mut report).await?,

@@ -91,14 +91,20 @@ impl BenchServer {
             .arg(&layout)
             .status()?;
         anyhow::ensure!(made.success(), "the image could not be made");
-        let loaded = Command::new(&server.binary)
-            .args(["load", &layout.to_string_lossy(), "--name", "bench"])
-            .envs(environment(machines, server.data.path(), port))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()?;
-        anyhow::ensure!(loaded.success(), "the image could not be loaded");
+        server.cli(&["load", &layout.to_string_lossy(), "--name", "bench"])?;
         Ok(server)
+    }
+
+    /// A command of the user's.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let output = Command::new(&self.binary)
+            .args(arguments)
+            .envs(environment(self.machines, self.data.path(), self.port))
+            .stdin(Stdio::null())
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "{arguments:?}: {said}");
+        Ok(())
     }
 
     /// Waits until the API answers; for how long.

@@ -74,8 +74,8 @@ pub(crate) struct Config {
     pub(crate) dns_server: IpAddr,
     /// Signs and checks bearer tokens, HS256 (`JWT_SECRET`).
     pub(crate) jwt_secret: Option<String>,
-    /// containerd's socket (`CONTAINERD_SOCKET`): accepted; images are pulled directly.
-    pub(crate) containerd_socket: PathBuf,
+    /// A containerd's socket (`CONTAINERD_SOCKET`): images that it has are taken from it before a registry is asked.
+    pub(crate) containerd_socket: Option<PathBuf>,
     /// How guests are connected.
     pub(crate) network: NetworkChoice,
     /// How guests' instructions are executed.
@@ -133,7 +133,7 @@ impl Default for Config {
             subnet_gateway: Ipv4Addr::new(192, 168, 100, 1),
             dns_server: IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1)),
             jwt_secret: None,
-            containerd_socket: PathBuf::from("/run/containerd/containerd.sock"),
+            containerd_socket: None,
             network: NetworkChoice::Auto,
             accel: Accel::Auto,
             hypervisors: vec![HypervisorKind::QemuMicrovm],

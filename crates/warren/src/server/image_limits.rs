@@ -4,7 +4,7 @@ use super::quantity::{bytes, duration, seconds, size};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use warren_core::units::ByteSize;
-use warren_image::Limits;
+use warren_image::{Limits, Options};
 
 /// Each is a bound on one conversion; whoever meets it is told which it was. Sizes are written as `10GiB` or in bytes,
 /// the time as `90s`, `1h30m` or in seconds.
@@ -32,6 +32,9 @@ pub(crate) struct ImageLimits {
     /// From the first byte of the first layer to the last, waiting for downloads included.
     #[serde(serialize_with = "seconds", deserialize_with = "duration")]
     time: Duration,
+    /// How long a registry may say nothing before it is asked again, and after some attempts given up.
+    #[serde(serialize_with = "seconds", deserialize_with = "duration")]
+    stall: Duration,
 }
 
 impl Default for ImageLimits {
@@ -46,6 +49,7 @@ impl Default for ImageLimits {
             expansion_ratio: limits.ratio,
             memory: ByteSize(limits.tree_memory),
             time: limits.time,
+            stall: Options::default().stall,
         }
     }
 }
@@ -66,6 +70,11 @@ impl ImageLimits {
         }
     }
 
+    /// The same for what reads from registries.
+    pub(crate) fn stall(&self) -> Duration {
+        self.stall
+    }
+
     /// # Errors
     /// A sentence that names the setting no image could live with, or that no kernel could.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
@@ -82,6 +91,7 @@ impl ImageLimits {
             ("depth", self.depth as u64, 1..=2048),
             ("expansion_ratio", self.expansion_ratio, 1..=1_000_000),
             ("time", self.time.as_secs(), 1..=30 * 86_400),
+            ("stall", self.stall.as_secs(), 1..=3600),
         ] {
             anyhow::ensure!(
                 range.contains(&value),
@@ -135,6 +145,7 @@ mod tests {
             ("entries = 0", "image_limits.entries"),
             ("expansion_ratio = 0", "image_limits.expansion_ratio"),
             ("time = \"0s\"", "image_limits.time"),
+            ("stall = \"2h\"", "image_limits.stall"),
             ("times = 5", "times"),
         ] {
             let error = read(text).unwrap_err();

@@ -12,6 +12,8 @@ pub(crate) fn open(config: &Config, data: &DataDir) -> anyhow::Result<Arc<ImageS
         limits: config.image_limits.limits(),
         budget: config.image_budget()?,
         registries: super::registries::settings(config)?,
+        containerd: config.containerd_socket.clone(),
+        stall: config.image_limits.stall(),
         uploads: config.push_limits.limits(),
         ..Options::default()
     };

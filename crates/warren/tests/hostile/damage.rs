@@ -46,6 +46,20 @@ fn a_layer_that_is_too_long_is_refused() {
 }
 
 #[test]
+fn a_stalled_layer_is_given_up() {
+    let server = Server::start();
+    let registry = Registry::serve(&good());
+    let reference = format!("{}/hostile:1", registry.host());
+    registry.stall(&Digest::of(&good()[1].bytes).to_string(), 0);
+    let problem = server.pull(&reference).unwrap_err();
+    assert_eq!(problem.code, "registry_stalled", "{problem:?}");
+    nothing_is_here(&server);
+    registry.repair(&good());
+    server.pull(&reference).unwrap();
+    assert_eq!((server.images(), server.disks().len()), (1, 1));
+}
+
+#[test]
 fn a_layer_with_another_diff_id_is_refused() {
     let server = Server::start();
     let mut wrong = good();

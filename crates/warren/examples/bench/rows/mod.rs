@@ -3,6 +3,7 @@
 pub(crate) mod create;
 pub(crate) mod crowd;
 pub(crate) mod durable;
+pub(crate) mod images;
 pub(crate) mod list;
 pub(crate) mod memory;
 pub(crate) mod requests;
