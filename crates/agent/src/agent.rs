@@ -61,6 +61,7 @@ impl Agent {
         let images = AgentImages::new(
             Arc::clone(&ports.images),
             Arc::clone(&ports.registry),
+            Arc::clone(&ports.outlet),
             Arc::clone(&actors),
         );
         let records = adopt::take_over(&config.instances)?;

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, watch};
 use warren_core::instance::InstanceIntent;
 use warren_core::ports::network::AttachmentSpec;
-use warren_core::ports::{Clock, Hypervisor, Images, InstanceHome, Network, Registry, Volumes};
+use warren_core::ports::{
+    Clock, Hypervisor, ImageOutlet, Images, InstanceHome, Network, Registry, Volumes,
+};
 use warren_core::{InstallationId, InstanceId};
 
 /// The adapters this host has.
@@ -22,6 +24,8 @@ pub struct Ports {
     pub images: Arc<dyn Images>,
     /// Their content, as a registry serves it.
     pub registry: Arc<dyn Registry>,
+    /// Their ways out.
+    pub outlet: Arc<dyn ImageOutlet>,
     /// Writable disks.
     pub volumes: Arc<dyn Volumes>,
     /// The guests' network.

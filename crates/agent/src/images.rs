@@ -8,7 +8,7 @@ use warren_core::PortError;
 use warren_core::image::ImageRecord;
 use warren_core::ports::host_link::{HostImages, ImageImport, ImageUpdate, PushUpdate};
 use warren_core::ports::images::{ProgressSink, PruneRequest, PullRequest, PushRequest};
-use warren_core::ports::{BoxStream, Images, Registry};
+use warren_core::ports::{BoxStream, ImageOutlet, Images, Registry};
 use warren_core::storage::{Pruned, Repair, Verification};
 
 /// Progress a reader may be behind before it loses some; results are never lost.
@@ -17,6 +17,7 @@ const BACKLOG: usize = 256;
 pub(crate) struct AgentImages {
     images: Arc<dyn Images>,
     registry: Arc<dyn Registry>,
+    outlet: Arc<dyn ImageOutlet>,
     actors: Arc<Actors>,
 }
 
@@ -24,11 +25,13 @@ impl AgentImages {
     pub(crate) fn new(
         images: Arc<dyn Images>,
         registry: Arc<dyn Registry>,
+        outlet: Arc<dyn ImageOutlet>,
         actors: Arc<Actors>,
     ) -> Self {
         AgentImages {
             images,
             registry,
+            outlet,
             actors,
         }
     }
@@ -142,5 +145,9 @@ impl HostImages for AgentImages {
 
     fn registry(&self) -> &dyn Registry {
         self.registry.as_ref()
+    }
+
+    fn outlet(&self) -> &dyn ImageOutlet {
+        self.outlet.as_ref()
     }
 }

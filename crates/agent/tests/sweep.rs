@@ -14,7 +14,7 @@ use support::{
 use warren_agent::{Agent, AgentConfig, AgentLink, Ports};
 use warren_core::Handle;
 use warren_core::instance::{Desired, Gone};
-use warren_core::ports::{HostLink, Registry};
+use warren_core::ports::HostLink;
 use warren_image::{ImageStore, Options};
 
 const INTERLEAVINGS: u64 = 1000;
@@ -23,7 +23,7 @@ const INSTANCES: u8 = 3;
 const LEAK: u8 = 200;
 
 /// Three instances are made and taken away while the sweep looks again and again; gives what happened.
-async fn interleave(seed: u64, place: &Path, registry: &Arc<dyn Registry>) -> Vec<String> {
+async fn interleave(seed: u64, place: &Path, store: &Arc<ImageStore>) -> Vec<String> {
     let turns = Turns::new(seed);
     let kernel = Arc::new(Mutex::new(Kernel::default()));
     let leak = Handle::from_entropy([LEAK; 5]);
@@ -31,7 +31,8 @@ async fn interleave(seed: u64, place: &Path, registry: &Arc<dyn Registry>) -> Ve
     let ports = Ports {
         hypervisors: vec![TurnMachines::new(&turns)],
         images: Arc::new(TurnDisks(Arc::clone(&turns))),
-        registry: Arc::clone(registry),
+        registry: store.clone(),
+        outlet: store.clone(),
         volumes: Arc::new(TurnDisks(Arc::clone(&turns))),
         network: Arc::new(TurnNetwork {
             turns: Arc::clone(&turns),
@@ -102,8 +103,7 @@ fn nothing_live_is_swept_in_a_thousand_interleavings_with_creates_and_deletes() 
         tempfile::tempdir().unwrap()
     };
     // Nobody asks it for anything.
-    let registry: Arc<dyn Registry> =
-        Arc::new(ImageStore::open(place.path(), Options::default()).unwrap());
+    let store = Arc::new(ImageStore::open(place.path(), Options::default()).unwrap());
     let mut histories = BTreeSet::new();
     for seed in 0..INTERLEAVINGS {
         let here = place.path().join(seed.to_string());
@@ -111,14 +111,14 @@ fn nothing_live_is_swept_in_a_thousand_interleavings_with_creates_and_deletes() 
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let history = runtime.block_on(interleave(seed, &here, &registry));
+        let history = runtime.block_on(interleave(seed, &here, &store));
         if seed < 10 {
             let again = place.path().join(format!("{seed}-again"));
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()
                 .unwrap();
             assert_eq!(
-                runtime.block_on(interleave(seed, &again, &registry)),
+                runtime.block_on(interleave(seed, &again, &store)),
                 history,
                 "a seed replays"
             );

@@ -80,6 +80,29 @@ pub struct CreateImageRequest {
     pub plain_http: Option<bool>,
 }
 
+/// What a saved archive looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ArchiveFormat {
+    /// An OCI layout in a tar archive.
+    #[default]
+    OciArchive,
+    /// The same, with the file by which docker finds images.
+    DockerArchive,
+}
+
+/// Images to save.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SaveImagesRequest {
+    /// Ids, references or digests.
+    #[schema(min_items = 1, max_items = 64)]
+    pub names: Vec<String>,
+    /// What the archive looks like.
+    #[serde(default)]
+    pub format: ArchiveFormat,
+}
+
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Image {

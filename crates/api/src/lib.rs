@@ -20,7 +20,9 @@ pub mod upkeep;
 pub use code::Code;
 pub use event::{Event, EventType};
 pub use exec::{ExecControl, ExecExit, ExecStart, LogEntry};
-pub use image::{CreateImageRequest, Image, ImageStatus, PushCredentials};
+pub use image::{
+    ArchiveFormat, CreateImageRequest, Image, ImageStatus, PushCredentials, SaveImagesRequest,
+};
 pub use instance::{
     CreateInstanceRequest, Hypervisor, Instance, InstanceState, InstanceStats,
     StartInstanceRequest, UpdateInstanceRequest, WaitForStateResponse,

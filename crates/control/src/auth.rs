@@ -167,7 +167,9 @@ pub fn scope(method: &Method, path: &str) -> Option<(&'static str, &'static str)
     let part = resource == "instance" && path.trim_matches('/').split('/').count() > 2;
     // Giving up an upload of one's own takes nothing away.
     let part = part || (first == "v2" && path.contains("/blobs/uploads/"));
-    let action = if *method == Method::GET || *method == Method::HEAD {
+    // A POST because it has a body; it changes nothing.
+    let reads = path.trim_matches('/') == "images/save";
+    let action = if reads || *method == Method::GET || *method == Method::HEAD {
         if enters { "write" } else { "read" }
     } else if *method == Method::DELETE && !part {
         "delete"
@@ -354,6 +356,7 @@ mod tests {
                 ("image", "delete"),
             ),
             (Method::POST, "/images/load", ("image", "write")),
+            (Method::POST, "/images/save", ("image", "read")),
             (Method::GET, "/v2/", ("image", "read")),
             (Method::HEAD, "/v2/a/manifests/1", ("image", "read")),
             (Method::PUT, "/v2/a/manifests/1", ("image", "write")),

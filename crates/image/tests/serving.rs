@@ -11,12 +11,13 @@ use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 use support::{Archive, gzip, one_file, quiet, store, temporaries};
 use warren_core::PortError;
-use warren_core::ports::Images as _;
 use warren_core::ports::images::LoadRequest;
+use warren_core::ports::outlet::{ArchiveFormat, SaveRequest};
 use warren_core::ports::registry::{
     ByteRange, ManifestKept, ManifestName, Piece, PutManifest, RegistryBlobs as _,
     RegistryManifests as _,
 };
+use warren_core::ports::{ImageOutlet as _, Images as _};
 use warren_image::{Digest, ImageStore, Options, UploadLimits};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -571,4 +572,134 @@ async fn a_damaged_repository_stops_collections() {
         6,
         "nobody knows what the damaged one held"
     );
+}
+
+async fn save(images: &ImageStore, ids: &[String], format: ArchiveFormat) -> Vec<u8> {
+    let request = SaveRequest {
+        ids: ids.to_vec(),
+        format,
+    };
+    let archive = images.save(request).await.unwrap();
+    let pieces: Vec<_> = archive.bytes.map(Result::unwrap).collect().await;
+    let bytes = pieces.concat();
+    assert_eq!(bytes.len() as u64, archive.size);
+    bytes
+}
+
+#[tokio::test]
+async fn saved_images_load_elsewhere_with_their_digests() {
+    let data = tempfile::tempdir().unwrap();
+    let images = store(data.path());
+    push(&images, "app", "1", "one").await;
+    push(&images, "app", "2", "two").await;
+    let records = images.list().await.unwrap();
+    let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
+    for format in [ArchiveFormat::Oci, ArchiveFormat::Docker] {
+        let bytes = save(&images, &ids, format).await;
+        assert!(bytes == save(&images, &ids, format).await, "the same again");
+        let path = data.path().join("saved.tar");
+        std::fs::write(&path, &bytes).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let elsewhere = store(other.path());
+        let request = LoadRequest {
+            path: path.clone(),
+            ..LoadRequest::default()
+        };
+        let loaded = elsewhere.load(request, quiet()).await.unwrap();
+        let pairs = |records: &[warren_core::image::ImageRecord]| {
+            let pairs = records.iter();
+            let mut pairs: Vec<(String, String)> =
+                pairs.map(|r| (r.name.clone(), r.digest.clone())).collect();
+            pairs.sort();
+            pairs
+        };
+        assert_eq!(pairs(&loaded), pairs(&records));
+        if support::have(
+            "saved_images_load_elsewhere_with_their_digests",
+            &["skopeo"],
+        ) {
+            let (from, to) = (path.display(), data.path().join(format!("{format:?}")));
+            let (from, to) = match format {
+                ArchiveFormat::Oci => (format!("oci-archive:{from}:1"), to),
+                ArchiveFormat::Docker => {
+                    (format!("docker-archive:{from}:localhost:8080/app:1"), to)
+                }
+            };
+            let to = format!("dir:{}", to.display());
+            let mut copy = std::process::Command::new("skopeo");
+            support::run(copy.args(["copy", "--quiet", "--insecure-policy", &from, &to]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn long_names_and_what_is_missing() {
+    let data = tempfile::tempdir().unwrap();
+    let images = store(data.path());
+    // A layer under a digest whose name fits into no header.
+    let (compressed, diff_id) = layer("one", 100);
+    let mut hashed = std::process::Command::new("sha512sum");
+    let file = data.path().join("layer");
+    std::fs::write(&file, &compressed).unwrap();
+    let said = String::from_utf8(support::run(hashed.arg(&file))).unwrap();
+    let long = format!("sha512:{}", said.split(' ').next().unwrap());
+    let mut manifest: Value = serde_json::from_slice(
+        &push_content(
+            &images,
+            "app",
+            architecture(),
+            &[(compressed.clone(), diff_id)],
+        )
+        .await,
+    )
+    .unwrap();
+    let upload = images.begin_upload("app").await.unwrap();
+    images
+        .finish_upload("app", &upload.id, piece(&compressed), &long)
+        .await
+        .unwrap();
+    manifest["layers"][0]["digest"] = json!(long);
+    put(&images, "app", &["1"], manifest.to_string().as_bytes())
+        .await
+        .unwrap();
+    let record = images.list().await.unwrap().remove(0);
+    let bytes = save(&images, &[record.id], ArchiveFormat::Oci).await;
+    let path = data.path().join("saved.tar");
+    std::fs::write(&path, &bytes).unwrap();
+    let names = support::run(std::process::Command::new("tar").arg("-tf").arg(&path));
+    let names = String::from_utf8(names).unwrap();
+    assert!(
+        names.contains(&format!("blobs/{}", long.replace(':', "/"))),
+        "{names}"
+    );
+    let request = SaveRequest {
+        ids: vec!["nothing".to_owned()],
+        format: ArchiveFormat::Oci,
+    };
+    assert_eq!(
+        images.save(request).await.err().unwrap().code,
+        "image_not_kept"
+    );
+}
+
+#[tokio::test]
+async fn an_image_whose_blobs_are_gone_says_so() {
+    let data = tempfile::tempdir().unwrap();
+    let images = store(data.path());
+    push(&images, "app", "1", "one").await;
+    let record = images.list().await.unwrap().remove(0);
+    let blobs = data.path().join("images/blobs/sha256");
+    let hex = record.digest.strip_prefix("sha256:").unwrap();
+    let manifest = std::fs::read_to_string(blobs.join(hex)).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    let layer = manifest["layers"][0]["digest"].as_str().unwrap();
+    std::fs::remove_file(blobs.join(layer.strip_prefix("sha256:").unwrap())).unwrap();
+    let request = SaveRequest {
+        ids: vec![record.id],
+        format: ArchiveFormat::Oci,
+    };
+    let refused = images.save(request).await.err().unwrap();
+    assert_eq!(refused.code, "blob_missing");
+    assert!(refused.message.contains(layer), "{}", refused.message);
+    assert!(refused.hint.unwrap().contains("warren pull"));
 }

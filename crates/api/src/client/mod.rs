@@ -2,11 +2,13 @@
 //! from Rust. Every wait has a deadline, streams resume where they broke, and what the server refuses
 //! comes back with its code and sentence.
 
+mod download;
 mod error;
 mod exec;
 mod routes;
 mod stream;
 
+pub use download::Download;
 pub use error::{ClientError, Refused};
 pub use exec::{ExecConnection, ExecReader, ExecWriter};
 pub use routes::{CreateOptions, ListQuery, LoadSource, LogsQuery, Page, UntilReady};

@@ -1,10 +1,10 @@
 //! One method per served route.
 
 use super::stream::{EventItem, Kind, Outcome, Source, TypedStream};
-use super::{Client, ClientError, error};
+use super::{Client, ClientError, Download, error};
 use crate::event::{Event, RESET};
 use crate::exec::LogEntry;
-use crate::image::{CreateImageRequest, Image, ImageEvent, events};
+use crate::image::{CreateImageRequest, Image, ImageEvent, SaveImagesRequest, events};
 use crate::instance::{
     CreateInstanceRequest, Instance, InstanceState, InstanceStats, StartInstanceRequest,
     UpdateInstanceRequest, WaitForStateResponse,
@@ -492,6 +492,17 @@ impl Client {
     pub async fn create_image(&self, request: &CreateImageRequest) -> Result<Image, ClientError> {
         self.post(&["images"], request, super::REQUEST_TIMEOUT)
             .await
+    }
+
+    /// `POST /images/save`: an archive, to be read piece by piece.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn save_images(&self, request: &SaveImagesRequest) -> Result<Download, ClientError> {
+        let request = self
+            .request(Method::POST, &["images", "save"])
+            .json(request);
+        Ok(Download::new(self, self.send(request).await?))
     }
 
     /// `POST /images` with progress. Joins the pull again when the connection breaks; dropping the stream cancels nothing.

@@ -1,16 +1,46 @@
-//! The registry's use cases that need more than the host's content: what instances use, and how many images may come in at
-//! once.
+//! Images that go out, and the registry's use cases that need more than the host's content: what instances use, and how many
+//! images may come in at once.
 
 use super::{App, AppError};
-use warren_api::Code;
+use warren_api::{Code, SaveImagesRequest};
 use warren_core::PortError;
 use warren_core::ports::Registry;
+use warren_core::ports::outlet::{Archive, ArchiveFormat, SaveRequest};
 use warren_core::ports::registry::{ManifestKept, ManifestName, PutManifest};
+
+/// Images in one archive.
+const MOST_SAVED: usize = 64;
 
 impl App {
     /// The host's content.
     pub(crate) fn registry(&self) -> &dyn Registry {
         self.0.host.images().registry()
+    }
+
+    /// An archive of images.
+    ///
+    /// # Errors
+    /// Missing; the host's.
+    pub async fn save_images(&self, request: SaveImagesRequest) -> Result<Archive, AppError> {
+        if !(1..=MOST_SAVED).contains(&request.names.len()) {
+            return Err(AppError::field(
+                "names",
+                format!("must be 1 to {MOST_SAVED} images"),
+            ));
+        }
+        let mut ids: Vec<String> = Vec::new();
+        for name in &request.names {
+            let record = self.image_for(name).await?;
+            if !ids.contains(&record.id) {
+                ids.push(record.id);
+            }
+        }
+        let format = match request.format {
+            warren_api::ArchiveFormat::OciArchive => ArchiveFormat::Oci,
+            warren_api::ArchiveFormat::DockerArchive => ArchiveFormat::Docker,
+        };
+        let outlet = self.0.host.images().outlet();
+        Ok(outlet.save(SaveRequest { ids, format }).await?)
     }
 
     /// Keeps a manifest, and converts the image it describes as one of those that may come in at the same time.

@@ -8,11 +8,11 @@ use crate::app::{JobUpdate, Upload};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use warren_api::storage::{
     ImageVerification, PruneImagesRequest, PruneImagesResponse, VerifyImageRequest,
 };
-use warren_api::{Code, CreateImageRequest, Image, ImageStatus};
+use warren_api::{Code, CreateImageRequest, Image, ImageStatus, SaveImagesRequest};
 
 /// List images, here and on their way
 #[utoipa::path(get, path = "/images", operation_id = "listImages", tag = "images",
@@ -133,6 +133,29 @@ pub(super) async fn load(
         Code::Unavailable,
         "the server is stopping: load it again when it is back",
     ))
+}
+
+/// Save images as an archive
+///
+/// The answer is an OCI layout in a tar archive, which other programs and `POST /images/load` take; images keep their digests. The
+/// same images always give the same bytes.
+#[utoipa::path(post, path = "/images/save", operation_id = "saveImages", tag = "images",
+    request_body = SaveImagesRequest,
+    responses((status = 200, description = "The archive", content_type = "application/x-tar", body = String)))]
+pub(super) async fn save(
+    State(http): State<Http>,
+    _: NoParams,
+    body: Body<SaveImagesRequest>,
+) -> Reply {
+    let archive = http.app.save_images(body.value).await?;
+    let bytes = archive.bytes.inspect_err(|error| {
+        tracing::warn!(code = error.code, %error, "an archive could not be sent whole");
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "application/x-tar".to_owned()),
+        (header::CONTENT_LENGTH, archive.size.to_string()),
+    ];
+    Ok((headers, axum::body::Body::from_stream(bytes)).into_response())
 }
 
 /// Remove what no image needs any more

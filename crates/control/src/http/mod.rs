@@ -67,6 +67,7 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(exec::attach))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::load))
+        .routes(routes!(images::save))
         .routes(routes!(images::prune))
         .routes(routes!(images::verify))
         .routes(routes!(images::get, images::delete))

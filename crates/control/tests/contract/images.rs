@@ -326,3 +326,29 @@ async fn images_are_pushed() {
     let missing = world.call("POST", "/pushes", Some(missing)).await;
     missing.problem(404, "image_not_found");
 }
+
+#[tokio::test]
+async fn images_are_saved() {
+    let world = world().await;
+    let save = |body: Value| world.call("POST", "/images/save", Some(body));
+    let names = json!(["docker.io/library/nginx:1.27", "busybox", "img-nginx"]);
+    let saved = save(json!({ "names": names, "format": "docker-archive" })).await;
+    assert_eq!(
+        (saved.status, saved.text.as_str()),
+        (200, "Docker img-nginx busybox")
+    );
+    assert_eq!(saved.headers["content-type"], "application/x-tar");
+    assert_eq!(
+        saved.headers["content-length"],
+        saved.text.len().to_string()
+    );
+    save(json!({ "names": ["nothing"] }))
+        .await
+        .problem(404, "image_not_found");
+    save(json!({ "names": [] }))
+        .await
+        .problem(400, "invalid_field");
+    save(json!({ "names": ["busybox"], "format": "zip" }))
+        .await
+        .problem(400, "invalid_body");
+}

@@ -31,7 +31,7 @@ use warren_core::ports::hypervisor::{
 };
 use warren_core::ports::images::{PruneRequest, PullRequest, PushRequest, Pushed};
 use warren_core::ports::network::AttachmentSpec;
-use warren_core::ports::{BoxStream, Clock, Registry};
+use warren_core::ports::{BoxStream, Clock, ImageOutlet, Registry};
 use warren_core::state::InstanceState;
 use warren_core::storage::{
     HostStorage, ImagePart, ImageUsage, ImagesUsage, InstanceStorage, PartCheck, PartState,
@@ -661,6 +661,10 @@ impl HostImages for Host {
     }
 
     fn registry(&self) -> &dyn Registry {
+        &self.content
+    }
+
+    fn outlet(&self) -> &dyn ImageOutlet {
         &self.content
     }
 }

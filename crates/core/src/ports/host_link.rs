@@ -4,6 +4,7 @@
 
 use super::BoxStream;
 use super::images::{LoadRequest, PruneRequest, PullRequest, PushRequest, Pushed};
+use super::outlet::ImageOutlet;
 use super::registry::Registry;
 use crate::PortError;
 use crate::host::HostReport;
@@ -274,4 +275,6 @@ pub trait HostImages: Send + Sync {
     async fn verify(&self, id: &str, repair: Repair) -> Result<Verification, PortError>;
     /// The content as a registry serves it.
     fn registry(&self) -> &dyn Registry;
+    /// The ways out.
+    fn outlet(&self) -> &dyn ImageOutlet;
 }

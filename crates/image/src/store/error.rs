@@ -47,9 +47,20 @@ pub enum StoreError {
     /// An image of which there is no record.
     #[error("the image {0} is not on this host")]
     NotHere(String),
+    /// An image whose blobs were never kept.
+    #[error("the image {0} cannot go out: only its disk is kept")]
+    NotKept(String),
     /// A blob that is needed.
     #[error("the blob {0} is not here")]
     BlobMissing(Digest),
+    /// An image that is no longer here as a whole.
+    #[error("the image {name} is not whole: its blob {digest} is gone")]
+    BlobGone {
+        /// The image.
+        name: String,
+        /// Which blob.
+        digest: Digest,
+    },
     /// A record that cannot be read: nobody knows what it reached.
     #[error("the image record {} is damaged", .0.display())]
     RecordDamaged(PathBuf),
@@ -76,7 +87,12 @@ fn describe(error: &StoreError) -> PortError {
             PortError::invalid("image_id_ambiguous", text).with_hint("load it without an id")
         }
         StoreError::NotHere(_) => PortError::not_found("image_not_here", text),
+        StoreError::NotKept(_) => PortError::conflict("image_not_kept", text)
+            .with_hint("pull or load it again"),
         StoreError::BlobMissing(_) => PortError::not_found("blob_not_here", text),
+        StoreError::BlobGone { name, .. } => PortError::conflict("blob_missing", text).with_hint(
+            format!("bring it in again, with `warren pull {name}` or `warren load`, as it first came"),
+        ),
         StoreError::RecordDamaged(_) => PortError::conflict("image_record_damaged", text)
             .with_hint("nothing is removed while it is there: restore it from a backup, or delete the file and pull its image again"),
     }

@@ -29,6 +29,7 @@ pub(crate) mod publish;
 mod pull;
 mod push;
 mod records;
+mod save;
 mod serving;
 mod usage;
 mod verify;

@@ -13,6 +13,7 @@ mod header;
 mod pax;
 mod reader;
 mod sparse;
+pub(crate) mod writer;
 
 pub use reader::{Entry, EntryKind, Reader};
 

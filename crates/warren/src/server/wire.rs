@@ -158,7 +158,8 @@ pub(crate) fn adapters(config: &Config, data: &DataDir) -> anyhow::Result<(Agent
     let ports = Ports {
         hypervisors,
         images: store.clone(),
-        registry: store,
+        registry: store.clone(),
+        outlet: store,
         volumes: super::images::volumes(data)?,
         network: network(config, &data.place())?,
         clock: Arc::new(SystemClock::new()),

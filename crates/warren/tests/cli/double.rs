@@ -69,6 +69,7 @@ impl Double {
             .route("/instances/{id}/exec", get(exec))
             .route("/images", get(async || Json(json!([]))).post(pull))
             .route("/images/load", post(load))
+            .route("/images/save", post(crate::outlet::save))
             .route("/images/prune", post(prune))
             .route("/images/verify", post(verify))
             .route("/system/df", get(async || Json(usage())))

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod double;
+mod outlet;
 mod storage;
 mod upkeep;
 
@@ -11,7 +12,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&[&str]; 36] = [
+const COMMANDS: [&[&str]; 37] = [
     &["run"],
     &["exec"],
     &["attach"],
@@ -31,6 +32,7 @@ const COMMANDS: [&[&str]; 36] = [
     &["pull"],
     &["load"],
     &["push"],
+    &["save"],
     &["rmi"],
     &["image", "verify"],
     &["prune"],

@@ -121,6 +121,44 @@ pub(crate) struct LoadArgs {
     pub(crate) path: PathBuf,
 }
 
+const SAVE_EXAMPLES: &str = "\
+Examples:
+  warren save nginx:1.27 --file nginx.tar                  An OCI archive
+  warren save app:1 app:2 | ssh other warren load -        Straight to another host
+  warren save app:1 --format docker-archive | docker load
+  warren save app:1 --format oci-dir --file ./app          An OCI layout directory";
+
+/// Write images to an archive
+///
+/// Gives the images' manifests, configurations and layers as they came, so that whoever loads them gets the same digests:
+/// podman, skopeo and docker, or `warren load`. The same images always give the same bytes. A file is there when it is
+/// whole, and replaces what was there; a directory must be new.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = SAVE_EXAMPLES)]
+pub(crate) struct SaveArgs {
+    /// Where to write; standard output when absent or -
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// What to write
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub(crate) format: SaveFormat,
+    /// References, ids or digests
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+}
+
+/// See [`SaveArgs::format`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum SaveFormat {
+    /// An OCI layout in a tar archive
+    #[default]
+    OciArchive,
+    /// The same, with the file by which docker finds images
+    DockerArchive,
+    /// An OCI layout as a directory
+    OciDir,
+}
+
 const RMI_EXAMPLES: &str = "\
 Examples:
   warren rmi nginx:1.27                   Remove one

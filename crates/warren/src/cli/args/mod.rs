@@ -7,7 +7,7 @@ mod run;
 mod settings;
 mod storage;
 
-pub(crate) use images::{ImagesArgs, LoadArgs, PullArgs, PushArgs, RmiArgs};
+pub(crate) use images::{ImagesArgs, LoadArgs, PullArgs, PushArgs, RmiArgs, SaveArgs, SaveFormat};
 pub(crate) use instances::{
     AttachArgs, EventsArgs, ExecArgs, InspectArgs, LogSource, LogsArgs, NamesArgs, PsArgs,
     RemoveArgs, StatsArgs, WaitArgs,
@@ -166,6 +166,7 @@ pub(crate) enum Command {
     Pull(PullArgs),
     Load(LoadArgs),
     Push(PushArgs),
+    Save(SaveArgs),
     Rmi(RmiArgs),
     /// Look after images
     ///

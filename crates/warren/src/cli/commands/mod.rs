@@ -1,11 +1,13 @@
 //! The commands, carried out: each one asks the server through the API's client and shows the answer.
 
 mod attached;
+mod delivery;
 mod images;
 mod instances;
 mod logs;
 mod request;
 mod run;
+mod save;
 mod settings;
 mod stats;
 mod storage;
@@ -89,6 +91,7 @@ pub(crate) async fn execute(command: Command, global: &Global, out: &Output) -> 
         Command::Pull(args) => images::pull(&with_server()?, args).await,
         Command::Load(args) => images::load(&with_server()?, args).await,
         Command::Push(args) => images::push(&with_server()?, args).await,
+        Command::Save(args) => save::save(&with_server()?, args).await,
         Command::Rmi(args) => images::rmi(&with_server()?, args).await,
         Command::Image {
             command: ImageCommand::Verify(args),

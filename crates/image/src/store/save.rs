@@ -1,0 +1,231 @@
+//! Images as an archive that other programs load: an OCI layout in tar, with docker's own index beside it where asked.
+//!
+//! Blobs go out as they came in, so that an image keeps its digest. Nothing of this host or of the time is in the archive: the
+//! same images always give the same bytes. It is written while it is read, and never in memory or on disk as a whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio_util::io::ReaderStream;
+use warren_core::PortError;
+use warren_core::ports::ImageOutlet;
+use warren_core::ports::outlet::{Archive, ArchiveFormat, SaveRequest};
+use warren_core::ports::registry::ByteStream;
+
+use super::content::Content;
+use super::records::Stored;
+use super::{ImageStore, StoreError};
+use crate::digest::Digest;
+use crate::source::Reference;
+use crate::source::layout::blob_name;
+use crate::tar::writer;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Bytes that are read at once.
+const READ: usize = 256 << 10;
+
+/// What an archive consists of, in order.
+enum Part {
+    Written(Bytes),
+    Blob(Digest, u64),
+}
+
+impl Part {
+    fn size(&self) -> u64 {
+        match self {
+            Part::Written(bytes) => bytes.len() as u64,
+            Part::Blob(_, size) => *size,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Writer {
+    parts: Vec<Part>,
+}
+
+impl Writer {
+    fn write(&mut self, bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            self.parts.push(Part::Written(bytes.into()));
+        }
+    }
+
+    fn file(&mut self, name: &str, bytes: Vec<u8>) {
+        let size = bytes.len() as u64;
+        self.write(writer::file(name, size));
+        self.write(bytes);
+        self.write(writer::padding(size));
+    }
+
+    fn blob(&mut self, digest: &Digest, size: u64) {
+        self.write(writer::file(&blob_name(digest), size));
+        self.parts.push(Part::Blob(digest.clone(), size));
+        self.write(writer::padding(size));
+    }
+}
+
+/// An image that goes out.
+struct Wanted {
+    name: String,
+    manifest: Digest,
+    configuration: Digest,
+    layers: Vec<Digest>,
+}
+
+impl Wanted {
+    fn of(stored: &Stored) -> Result<Self, StoreError> {
+        let not_kept = || StoreError::NotKept(stored.record.name.clone());
+        Ok(Wanted {
+            name: stored.record.name.clone(),
+            manifest: stored.record.digest.parse().map_err(|_| not_kept())?,
+            configuration: stored.configuration.clone().ok_or_else(not_kept)?,
+            layers: stored.layers.clone(),
+        })
+    }
+
+    fn gone(&self, digest: &Digest) -> StoreError {
+        StoreError::BlobGone {
+            name: self.name.clone(),
+            digest: digest.clone(),
+        }
+    }
+
+    fn blobs(&self) -> impl Iterator<Item = &Digest> {
+        [&self.manifest, &self.configuration]
+            .into_iter()
+            .chain(&self.layers)
+    }
+
+    /// How `index.json` names it: whole for containerd and docker, by its tag for others.
+    fn entry(&self, media_type: &str, size: u64) -> Value {
+        let tag = self.name.parse::<Reference>().ok();
+        let tag = tag.as_ref().and_then(Reference::tag);
+        let mut annotations = json!({ "io.containerd.image.name": self.name });
+        if let Some(tag) = tag {
+            annotations["org.opencontainers.image.ref.name"] = json!(tag);
+        }
+        json!({
+            "mediaType": media_type,
+            "digest": self.manifest.to_string(),
+            "size": size,
+            "annotations": annotations,
+        })
+    }
+
+    /// How docker's `manifest.json` names it.
+    fn docker_entry(&self) -> Value {
+        let layers: Vec<String> = self.layers.iter().map(blob_name).collect();
+        let is_tagged = !self.name.contains('@');
+        let tags: Vec<&String> = is_tagged.then_some(&self.name).into_iter().collect();
+        json!({ "Config": blob_name(&self.configuration), "RepoTags": tags, "Layers": layers })
+    }
+}
+
+impl ImageStore {
+    async fn archive(&self, request: SaveRequest) -> Result<Archive, StoreError> {
+        let all = self.records.list()?.readable;
+        let mut images = Vec::new();
+        for id in &request.ids {
+            let stored = all.iter().find(|stored| stored.record.id == *id);
+            let stored = stored.ok_or_else(|| StoreError::NotKept(id.clone()))?;
+            images.push(Wanted::of(stored)?);
+        }
+        let digests: BTreeSet<&Digest> = images.iter().flat_map(Wanted::blobs).collect();
+        let lease = self.content.lease(digests);
+        let mut blobs = BTreeMap::new();
+        for image in &images {
+            for digest in image.blobs() {
+                let size = self.content.size(digest);
+                let size = size.ok_or_else(|| image.gone(digest))?;
+                blobs.insert(digest.clone(), size);
+            }
+        }
+        let parts = self.parts(&images, &blobs, request.format)?;
+        let size = parts.iter().map(Part::size).sum();
+        let content = Arc::clone(&self.content);
+        let state = (parts.into_iter(), content, lease);
+        let bytes = stream::unfold(state, |(mut parts, content, lease)| async move {
+            let bytes = part_bytes(parts.next()?, &content);
+            Some((bytes, (parts, content, lease)))
+        });
+        Ok(Archive {
+            size,
+            bytes: bytes.flatten().boxed(),
+        })
+    }
+
+    fn parts(
+        &self,
+        images: &[Wanted],
+        blobs: &BTreeMap<Digest, u64>,
+        format: ArchiveFormat,
+    ) -> Result<Vec<Part>, StoreError> {
+        let mut entries = Vec::new();
+        for image in images {
+            let reading = |source| StoreError::Disk {
+                what: "reading a manifest",
+                source,
+            };
+            let bytes = self.content.document(&image.manifest).map_err(reading)?;
+            let bytes = bytes.ok_or_else(|| image.gone(&image.manifest))?;
+            let document: Value =
+                serde_json::from_slice(&bytes).map_err(|error| reading(io::Error::other(error)))?;
+            let media_type = document["mediaType"].as_str().unwrap_or(MANIFEST);
+            entries.push(image.entry(media_type, bytes.len() as u64));
+        }
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
+        let mut archive = Writer::default();
+        archive.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+        archive.file("index.json", index.to_string().into_bytes());
+        if format == ArchiveFormat::Docker {
+            let list: Vec<Value> = images.iter().map(Wanted::docker_entry).collect();
+            archive.file("manifest.json", json!(list).to_string().into_bytes());
+        }
+        archive.write(writer::directory("blobs/"));
+        let mut algorithm = "";
+        for (digest, size) in blobs {
+            if digest.algorithm() != algorithm {
+                algorithm = digest.algorithm();
+                archive.write(writer::directory(&format!("blobs/{algorithm}/")));
+            }
+            archive.blob(digest, *size);
+        }
+        archive.write(vec![0; writer::END]);
+        Ok(archive.parts)
+    }
+}
+
+fn part_bytes(part: Part, content: &Content) -> ByteStream {
+    let unreadable = |error| PortError::io("a blob cannot be read", error);
+    match part {
+        Part::Written(bytes) => stream::iter([Ok(bytes)]).boxed(),
+        Part::Blob(digest, size) => match content.open(&digest) {
+            Ok(Some((file, _))) => {
+                let file = tokio::fs::File::from_std(file).take(size);
+                ReaderStream::with_capacity(file, READ)
+                    .map_err(unreadable)
+                    .boxed()
+            }
+            Ok(None) => {
+                let gone = io::Error::from(io::ErrorKind::NotFound);
+                stream::iter([Err(unreadable(gone))]).boxed()
+            }
+            Err(error) => stream::iter([Err(unreadable(error))]).boxed(),
+        },
+    }
+}
+
+#[async_trait]
+impl ImageOutlet for ImageStore {
+    async fn save(&self, request: SaveRequest) -> Result<Archive, PortError> {
+        Ok(self.archive(request).await?)
+    }
+}
