@@ -100,7 +100,7 @@ install_missing() {
     say "installing ${wanted[*]}"
     if [ "$(os_field VERSION_CODENAME)" = bookworm ] && [[ " ${wanted[*]} " == *' qemu-system-x86 '* ]]; then
         # A transaction of its own, so that nothing but QEMU and its helpers come from backports.
-        apt_get -t bookworm-backports install qemu-system-x86
+        apt_get -t bookworm-backports install qemu-system-x86 qemu-utils
     fi
     apt_get install "${wanted[@]}"
 }
@@ -167,7 +167,7 @@ install_for_up() {
         file:/etc/ssl/certs/ca-certificates.crt=ca-certificates \
         qemu-system-x86_64=qemu-system-x86 busybox=busybox-static nft=nftables ip=iproute2 \
         zstd=zstd xz=xz-utils cpio=cpio depmod=kmod mkfs.ext4=e2fsprogs flock=util-linux \
-        '?passt=passt'
+        '?passt=passt' '?qemu-img=qemu-utils'
     busybox_is_static || {
         apt_update_once
         apt_get install busybox-static

@@ -236,6 +236,48 @@ pushed_image_comes_back_the_same() {
     contains "$said" "nobody-has-this"
 }
 
+# tree_sum DIRECTORY: of all that is in it but what every ext4 has.
+tree_sum() {
+    tar -C "$1" --exclude=./lost+found --sort=name --numeric-owner --xattrs '--xattrs-include=*' --format=posix \
+        --pax-option=delete=atime,delete=ctime -cf - . | sha256sum
+}
+
+image_goes_out_as_it_came() {
+    local digest
+    digest=$(skopeo inspect --tls-verify=false -f '{{.Digest}}' "docker://$REGISTRY/worker:1")
+    warren save -q "$REGISTRY/worker:1" --file "$WORK/out.oci"
+    warren save -q "$REGISTRY/worker:1" --format docker-archive >"$WORK/out.docker"
+    warren save -q "$REGISTRY/worker:1" --format oci-dir --file "$WORK/out"
+    expect "$digest" "$(skopeo inspect -f '{{.Digest}}' "oci-archive:$WORK/out.oci:1")"
+    expect "$digest" "$(skopeo inspect -f '{{.Digest}}' "oci:$WORK/out:1")"
+    skopeo --insecure-policy copy -q "docker-archive:$WORK/out.docker" "dir:$WORK/out.dir"
+    warren load -q "$WORK/out.docker" --name localhost/again:1
+    expect "$digest" "$(warren images -o json |
+        python3 -c 'import json, sys; print(*(i["digest"] for i in json.load(sys.stdin) if i["name"] == "localhost/again:1"))')"
+    warren rmi localhost/again:1
+}
+
+image_as_a_disk_is_what_umoci_unpacks() {
+    local shown
+    warren image export -q "$REGISTRY/worker:1" "$WORK/disk.ext4"
+    e2fsck -fn "$WORK/disk.ext4"
+    umoci raw unpack --image "$WORK/worker:1" "$WORK/unpacked"
+    mkdir -p "$WORK/mounted"
+    mount -o loop,ro "$WORK/disk.ext4" "$WORK/mounted"
+    shown=$(tree_sum "$WORK/mounted")
+    umount "$WORK/mounted"
+    expect "$(tree_sum "$WORK/unpacked")" "$shown"
+}
+
+image_as_a_disk_for_qemu() {
+    warren image export -q "$REGISTRY/worker:1" "$WORK/disk.raw" --size 1G
+    expect $((1 << 30)) "$(stat -c %s "$WORK/disk.raw")"
+    [ "$(du -m "$WORK/disk.raw" | cut -f1)" -lt 64 ] || { du -m "$WORK/disk.raw" && return 1; }
+    warren image export -q "$REGISTRY/worker:1" "$WORK/disk.qcow2" --size 1G
+    qemu-img check -f qcow2 "$WORK/disk.qcow2"
+    qemu-img compare -f raw -F qcow2 "$WORK/disk.raw" "$WORK/disk.qcow2"
+}
+
 archives_load_and_run() {
     local said status kind
     skopeo --insecure-policy copy -q "oci:$WORK/worker:1" "docker-archive:$WORK/worker.docker.tar:localhost/worker:docker"
@@ -274,6 +316,13 @@ check pull-again-fetches-no-layer pull_again_fetches_no_layer
 check missing-tag-is-said missing_tag_is_said
 check nobody-at-the-registry-is-said nobody_at_the_registry_is_said
 check pushed-image-comes-back-the-same pushed_image_comes_back_the_same
+check image-goes-out-as-it-came image_goes_out_as_it_came
+check image-as-a-disk-is-what-umoci-unpacks image_as_a_disk_is_what_umoci_unpacks
+if have qemu-img; then
+    check image-as-a-disk-for-qemu image_as_a_disk_for_qemu
+else
+    skip image-as-a-disk-for-qemu "qemu-img is not installed"
+fi
 check archives-load-and-run archives_load_and_run
 check archive-that-is-none-is-refused archive_that_is_none_is_refused
 

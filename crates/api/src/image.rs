@@ -103,6 +103,32 @@ pub struct SaveImagesRequest {
     pub format: ArchiveFormat,
 }
 
+/// What an exported disk looks like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFormat {
+    /// A disk with a GUID partition table and one partition, which has the file system.
+    #[default]
+    Raw,
+    /// The file system alone.
+    Ext4,
+}
+
+/// An image to make a disk of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExportImageRequest {
+    /// Id, reference or digest.
+    pub name: String,
+    /// What the disk looks like.
+    #[serde(default)]
+    pub format: DiskFormat,
+    /// Bytes of the disk; what the image needs, and room for more, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub size_bytes: Option<u64>,
+}
+
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Image {

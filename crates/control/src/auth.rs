@@ -167,8 +167,8 @@ pub fn scope(method: &Method, path: &str) -> Option<(&'static str, &'static str)
     let part = resource == "instance" && path.trim_matches('/').split('/').count() > 2;
     // Giving up an upload of one's own takes nothing away.
     let part = part || (first == "v2" && path.contains("/blobs/uploads/"));
-    // A POST because it has a body; it changes nothing.
-    let reads = path.trim_matches('/') == "images/save";
+    // POSTs because they have a body; they change nothing.
+    let reads = matches!(path.trim_matches('/'), "images/save" | "images/export");
     let action = if reads || *method == Method::GET || *method == Method::HEAD {
         if enters { "write" } else { "read" }
     } else if *method == Method::DELETE && !part {
@@ -357,6 +357,7 @@ mod tests {
             ),
             (Method::POST, "/images/load", ("image", "write")),
             (Method::POST, "/images/save", ("image", "read")),
+            (Method::POST, "/images/export", ("image", "read")),
             (Method::GET, "/v2/", ("image", "read")),
             (Method::HEAD, "/v2/a/manifests/1", ("image", "read")),
             (Method::PUT, "/v2/a/manifests/1", ("image", "write")),

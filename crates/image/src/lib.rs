@@ -14,6 +14,7 @@ pub mod erofs;
 pub mod ext4;
 #[doc(hidden)]
 pub mod fuzzing;
+mod gpt;
 mod limits;
 pub mod merge;
 pub mod pipeline;

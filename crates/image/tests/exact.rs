@@ -175,6 +175,9 @@ async fn compare(test: &str, layers: &[(Vec<u8>, Vec<u8>)]) {
     let ours = scan(&mount.0);
     assert_same_tree("umoci's tree", &ours, &scan(&unpacked));
     assert_same_tree("our reader", &scan_image(&disk), &ours);
+    if have(test, &["e2fsck"]) {
+        support::ext4::assert_exact(test, &disk, work.path(), None, &scan(&unpacked));
+    }
 }
 
 #[tokio::test]

@@ -12,11 +12,10 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use support::ext4::scan_disk;
 use support::reading::assert_same_tree;
 use support::{have, run, scan, skip};
-use warren_image::Digest;
-use warren_image::erofs::FileType;
-use warren_image::ext4::{Ext4, Ext4Error, Inode, Source};
+use warren_image::ext4::{Ext4, Ext4Error, Source};
 
 /// A file system that the kernel writes.
 struct Mounted {
@@ -73,85 +72,6 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         run(Command::new("umount").arg(&self.at));
     }
-}
-
-/// All that a disk holds, in the words in which [`scan`] tells what the kernel shows.
-fn scan_disk<S: Source>(disk: S) -> Result<BTreeMap<Vec<u8>, String>, Ext4Error> {
-    let ext4 = Ext4::open(disk)?;
-    let mut found = BTreeMap::new();
-    let mut groups: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
-    let mut pending = vec![(Vec::new(), ext4.root()?)];
-    while let Some((path, inode)) = pending.pop() {
-        if inode.file_type == FileType::Directory {
-            for (name, number) in ext4.entries(&inode, 1 << 20)? {
-                let mut below = path.clone();
-                if !below.is_empty() {
-                    below.push(b'/');
-                }
-                below.extend_from_slice(&name);
-                pending.push((below, ext4.inode(number)?));
-            }
-        } else {
-            groups.entry(inode.number).or_default().push(path.clone());
-        }
-        let line = describe(&ext4, &inode)?;
-        found.insert(path, line);
-    }
-    for names in groups.values_mut() {
-        names.sort();
-        for name in names.iter() {
-            let first = String::from_utf8_lossy(&names[0]);
-            *found.get_mut(name).unwrap() += &format!(" same-as={first:?}");
-        }
-    }
-    Ok(found)
-}
-
-fn describe<S: Source>(ext4: &Ext4<S>, inode: &Inode) -> Result<String, Ext4Error> {
-    let kind = match inode.file_type {
-        FileType::Regular => 0o100_000,
-        FileType::Directory => 0o040_000,
-        FileType::Character => 0o020_000,
-        FileType::Block => 0o060_000,
-        FileType::Fifo => 0o010_000,
-        FileType::Socket => 0o140_000,
-        FileType::Symlink => 0o120_000,
-    };
-    let mut line = format!(
-        "{:o} {}:{} {}.{:09} links={}",
-        kind | u32::from(inode.permissions),
-        inode.uid,
-        inode.gid,
-        inode.mtime.seconds,
-        inode.mtime.nanoseconds,
-        inode.links
-    );
-    if inode.file_type == FileType::Regular {
-        let length = inode.size.min(support::READ_AT_MOST) as usize;
-        let mut bytes = vec![0; length];
-        // Hard links are read once: no two files have a block in common.
-        for segment in ext4.segments(inode)? {
-            let (at, end) = (segment.offset as usize, segment.offset + segment.bytes);
-            if at < length {
-                let end = end.min(length as u64) as usize;
-                ext4.read_segment(&segment, 0, &mut bytes[at..end])?;
-            }
-        }
-        line += &format!(" size={} {}", inode.size, Digest::of(&bytes));
-    }
-    if inode.file_type == FileType::Symlink {
-        let target = ext4.symlink(inode)?;
-        line += &format!(" -> {:?}", Path::new(OsStr::from_bytes(&target)));
-    }
-    if let Some((major, minor)) = inode.device {
-        line += &format!(" rdev={:x}", rustix::fs::makedev(major, minor));
-    }
-    let xattrs: BTreeMap<String, Vec<u8>> = ext4
-        .xattrs(inode)?
-        .into_iter()
-        .map(|(name, value)| (String::from_utf8_lossy(&name).into_owned(), value))
-        .collect();
-    Ok(line + &format!(" {xattrs:?}"))
 }
 
 fn pattern(size: usize, seed: usize) -> Vec<u8> {

@@ -4,7 +4,9 @@ use super::stream::{EventItem, Kind, Outcome, Source, TypedStream};
 use super::{Client, ClientError, Download, error};
 use crate::event::{Event, RESET};
 use crate::exec::LogEntry;
-use crate::image::{CreateImageRequest, Image, ImageEvent, SaveImagesRequest, events};
+use crate::image::{
+    CreateImageRequest, ExportImageRequest, Image, ImageEvent, SaveImagesRequest, events,
+};
 use crate::instance::{
     CreateInstanceRequest, Instance, InstanceState, InstanceStats, StartInstanceRequest,
     UpdateInstanceRequest, WaitForStateResponse,
@@ -501,6 +503,20 @@ impl Client {
     pub async fn save_images(&self, request: &SaveImagesRequest) -> Result<Download, ClientError> {
         let request = self
             .request(Method::POST, &["images", "save"])
+            .json(request);
+        Ok(Download::new(self, self.send(request).await?))
+    }
+
+    /// `POST /images/export`: an archive with one sparse file, to be read piece by piece.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn export_image(
+        &self,
+        request: &ExportImageRequest,
+    ) -> Result<Download, ClientError> {
+        let request = self
+            .request(Method::POST, &["images", "export"])
             .json(request);
         Ok(Download::new(self, self.send(request).await?))
     }

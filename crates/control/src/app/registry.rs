@@ -2,10 +2,11 @@
 //! images may come in at once.
 
 use super::{App, AppError};
+use warren_api::image::{DiskFormat, ExportImageRequest};
 use warren_api::{Code, SaveImagesRequest};
 use warren_core::PortError;
 use warren_core::ports::Registry;
-use warren_core::ports::outlet::{Archive, ArchiveFormat, SaveRequest};
+use warren_core::ports::outlet::{Archive, ArchiveFormat, DiskLayout, ExportRequest, SaveRequest};
 use warren_core::ports::registry::{ManifestKept, ManifestName, PutManifest};
 
 /// Images in one archive.
@@ -41,6 +42,25 @@ impl App {
         };
         let outlet = self.0.host.images().outlet();
         Ok(outlet.save(SaveRequest { ids, format }).await?)
+    }
+
+    /// A disk made of an image.
+    ///
+    /// # Errors
+    /// Missing; the host's.
+    pub async fn export_image(&self, request: ExportImageRequest) -> Result<Archive, AppError> {
+        let record = self.image_for(&request.name).await?;
+        let layout = match request.format {
+            DiskFormat::Raw => DiskLayout::Partitioned,
+            DiskFormat::Ext4 => DiskLayout::FileSystem,
+        };
+        let request = ExportRequest {
+            id: record.id,
+            layout,
+            size: request.size_bytes,
+        };
+        let outlet = self.0.host.images().outlet();
+        Ok(outlet.export(request).await?)
     }
 
     /// Keeps a manifest, and converts the image it describes as one of those that may come in at the same time.

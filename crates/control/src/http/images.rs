@@ -7,12 +7,14 @@ use super::sse;
 use crate::app::{JobUpdate, Upload};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, TryStreamExt};
+use warren_api::image::ExportImageRequest;
 use warren_api::storage::{
     ImageVerification, PruneImagesRequest, PruneImagesResponse, VerifyImageRequest,
 };
 use warren_api::{Code, CreateImageRequest, Image, ImageStatus, SaveImagesRequest};
+use warren_core::ports::outlet::Archive;
 
 /// List images, here and on their way
 #[utoipa::path(get, path = "/images", operation_id = "listImages", tag = "images",
@@ -147,7 +149,25 @@ pub(super) async fn save(
     _: NoParams,
     body: Body<SaveImagesRequest>,
 ) -> Reply {
-    let archive = http.app.save_images(body.value).await?;
+    Ok(sent(http.app.save_images(body.value).await?))
+}
+
+/// Export an image as a disk
+///
+/// The answer is a tar archive with one sparse file (GNU's PAX form 1.0: `tar -xS` gives it its holes): a writable ext4 file system with the
+/// image's tree, alone or in a disk with a partition table. The same image and size always give the same bytes.
+#[utoipa::path(post, path = "/images/export", operation_id = "exportImage", tag = "images",
+    request_body = ExportImageRequest,
+    responses((status = 200, description = "The disk, in an archive", content_type = "application/x-tar", body = String)))]
+pub(super) async fn export(
+    State(http): State<Http>,
+    _: NoParams,
+    body: Body<ExportImageRequest>,
+) -> Reply {
+    Ok(sent(http.app.export_image(body.value).await?))
+}
+
+fn sent(archive: Archive) -> Response {
     let bytes = archive.bytes.inspect_err(|error| {
         tracing::warn!(code = error.code, %error, "an archive could not be sent whole");
     });
@@ -155,7 +175,7 @@ pub(super) async fn save(
         (header::CONTENT_TYPE, "application/x-tar".to_owned()),
         (header::CONTENT_LENGTH, archive.size.to_string()),
     ];
-    Ok((headers, axum::body::Body::from_stream(bytes)).into_response())
+    (headers, axum::body::Body::from_stream(bytes)).into_response()
 }
 
 /// Remove what no image needs any more

@@ -68,6 +68,7 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::load))
         .routes(routes!(images::save))
+        .routes(routes!(images::export))
         .routes(routes!(images::prune))
         .routes(routes!(images::verify))
         .routes(routes!(images::get, images::delete))

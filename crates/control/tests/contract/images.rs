@@ -352,3 +352,31 @@ async fn images_are_saved() {
         .await
         .problem(400, "invalid_body");
 }
+
+#[tokio::test]
+async fn images_are_exported() {
+    let world = world().await;
+    let export = |body: Value| world.call("POST", "/images/export", Some(body));
+    let name = "docker.io/library/nginx:1.27";
+    let exported = export(json!({ "name": name, "format": "ext4", "size_bytes": 1 << 30 })).await;
+    assert_eq!(
+        (exported.status, exported.text.as_str()),
+        (200, "FileSystem img-nginx Some(1073741824)")
+    );
+    assert_eq!(exported.headers["content-type"], "application/x-tar");
+    let exported = export(json!({ "name": name })).await;
+    assert_eq!(exported.text, "Partitioned img-nginx None");
+    export(json!({ "name": "nothing" }))
+        .await
+        .problem(404, "image_not_found");
+    export(json!({ "name": name, "size_bytes": 1 }))
+        .await
+        .problem(400, "export_too_small");
+    for wrong in [
+        json!({ "name": name, "format": "qcow2" }),
+        json!({ "name": name, "size_bytes": -1 }),
+        json!({}),
+    ] {
+        export(wrong).await.problem(400, "invalid_body");
+    }
+}

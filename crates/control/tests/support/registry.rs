@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 use warren_core::PortError;
 use warren_core::ports::ImageOutlet;
-use warren_core::ports::outlet::{Archive, SaveRequest};
+use warren_core::ports::outlet::{Archive, ExportRequest, SaveRequest};
 use warren_core::ports::registry::{
     Blob, ByteRange, ByteStream, Manifest, ManifestKept, ManifestName, Piece, PutManifest,
     Referrer, RegistryBlobs, RegistryManifests, Upload, code,
@@ -302,6 +302,17 @@ impl RegistryManifests for Content {
 impl ImageOutlet for Content {
     async fn save(&self, request: SaveRequest) -> Result<Archive, PortError> {
         let words = format!("{:?} {}", request.format, request.ids.join(" "));
+        Ok(Archive {
+            size: words.len() as u64,
+            bytes: stream::iter([Ok(Bytes::from(words))]).boxed(),
+        })
+    }
+
+    async fn export(&self, request: ExportRequest) -> Result<Archive, PortError> {
+        if request.size == Some(1) {
+            return Err(PortError::invalid("export_too_small", "1 byte is too few"));
+        }
+        let words = format!("{:?} {} {:?}", request.layout, request.id, request.size);
         Ok(Archive {
             size: words.len() as u64,
             bytes: stream::iter([Ok(Bytes::from(words))]).boxed(),

@@ -9,5 +9,7 @@
 
 mod format;
 mod reader;
+mod writer;
 
 pub use reader::{Ext4, Ext4Error, Inode, Segment, Source, Xattrs};
+pub use writer::{Identity, Plan, WriteError};

@@ -8,6 +8,7 @@ use warren_core::PortError;
 use super::keep::KeepError;
 use crate::digest::Digest;
 use crate::erofs::ErofsError;
+use crate::ext4::WriteError;
 use crate::merge::MergeError;
 use crate::pipeline::ConvertError;
 use crate::source::SourceError;
@@ -61,6 +62,18 @@ pub enum StoreError {
         /// Which blob.
         digest: Digest,
     },
+    /// An image whose disk is gone.
+    #[error("the disk of the image {0} is gone")]
+    DiskGone(String),
+    /// An image that cannot be a disk for others.
+    #[error("the image {name} cannot be exported")]
+    Export {
+        /// The image.
+        name: String,
+        /// Why.
+        #[source]
+        source: WriteError,
+    },
     /// A record that cannot be read: nobody knows what it reached.
     #[error("the image record {} is damaged", .0.display())]
     RecordDamaged(PathBuf),
@@ -93,6 +106,9 @@ fn describe(error: &StoreError) -> PortError {
         StoreError::BlobGone { name, .. } => PortError::conflict("blob_missing", text).with_hint(
             format!("bring it in again, with `warren pull {name}` or `warren load`, as it first came"),
         ),
+        StoreError::DiskGone(name) => PortError::conflict("image_disk_missing", text)
+            .with_hint(format!("`warren image verify --repair {name}` makes it again")),
+        StoreError::Export { name, source } => super::export::describe(name, source),
         StoreError::RecordDamaged(_) => PortError::conflict("image_record_damaged", text)
             .with_hint("nothing is removed while it is there: restore it from a backup, or delete the file and pull its image again"),
     }

@@ -20,6 +20,7 @@ mod disks;
 mod documents;
 mod downloads;
 mod error;
+mod export;
 mod from_containerd;
 mod from_content;
 mod inventory;

@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 use warren_core::PortError;
 use warren_core::ports::ImageOutlet;
-use warren_core::ports::outlet::{Archive, ArchiveFormat, SaveRequest};
+use warren_core::ports::outlet::{Archive, ArchiveFormat, ExportRequest, SaveRequest};
 use warren_core::ports::registry::ByteStream;
 
 use super::content::Content;
@@ -227,5 +227,9 @@ fn part_bytes(part: Part, content: &Content) -> ByteStream {
 impl ImageOutlet for ImageStore {
     async fn save(&self, request: SaveRequest) -> Result<Archive, PortError> {
         Ok(self.archive(request).await?)
+    }
+
+    async fn export(&self, request: ExportRequest) -> Result<Archive, PortError> {
+        Ok(self.export_image(request).await?)
     }
 }

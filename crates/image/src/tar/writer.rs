@@ -1,7 +1,9 @@
 //! The few headers that this crate's own archives need: files and directories of root from 1970, long names and sizes as PAX
-//! records.
+//! records, and a sparse file in GNU's PAX form 1.0, which GNU tar, bsdtar and Go's `archive/tar` read.
 //!
-//! Source: POSIX.1-2017 `pax`.
+//! Sources: POSIX.1-2017 `pax`; GNU tar manual, "PAX Format, Version 1.0".
+
+use crate::erofs::Segment;
 
 /// Of everything.
 pub(crate) const BLOCK: u64 = 512;
@@ -29,6 +31,38 @@ pub(crate) fn file(name: &str, size: u64) -> Vec<u8> {
         records.extend(record("path", name));
     }
     described(name, size, records)
+}
+
+/// What goes before the bytes of the segments of a sparse file of `size` bytes. They are whole blocks.
+pub(crate) fn sparse_file(name: &str, size: u64, segments: &[Segment]) -> Vec<u8> {
+    let mut records = Vec::new();
+    for (key, value) in [
+        ("GNU.sparse.major", "1"),
+        ("GNU.sparse.minor", "0"),
+        ("GNU.sparse.name", name),
+        ("GNU.sparse.realsize", &size.to_string()),
+    ] {
+        records.extend(record(key, value));
+    }
+    let stored: u64 = segments.iter().map(|segment| segment.length).sum();
+    // The last, which is empty, says where the file ends.
+    let end = Segment {
+        offset: size,
+        length: 0,
+    };
+    let mut map = format!("{}\n", segments.len() + 1);
+    for segment in segments.iter().chain([&end]) {
+        map += &format!("{}\n{}\n", segment.offset, segment.length);
+    }
+    let mut map = map.into_bytes();
+    map.extend(padding(map.len() as u64));
+    let mut bytes = described(
+        &format!("GNUSparseFile.0/{name}"),
+        map.len() as u64 + stored,
+        records,
+    );
+    bytes.extend(map);
+    bytes
 }
 
 fn described(name: &str, size: u64, mut records: Vec<u8>) -> Vec<u8> {

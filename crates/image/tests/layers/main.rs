@@ -8,6 +8,7 @@ mod spelling;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -19,11 +20,14 @@ use plan::{LayerPlan, Wrapping};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
 use support::{gzip, layer};
 use warren_image::erofs::{FileType, Reader};
+use warren_image::ext4::WriteError;
 use warren_image::pipeline::LayerInput;
 use warren_image::{Digest, Limits};
 
 /// One of so many images is also given to fsck.erofs.
 const CHECKED_BY_FSCK: u32 = 25;
+/// One of so many is also made a disk for others.
+const EXPORTED: u32 = 4;
 
 fn from_environment(name: &str, default: u32) -> u32 {
     match std::env::var(name) {
@@ -36,6 +40,7 @@ fn from_environment(name: &str, default: u32) -> u32 {
 fn random_layers_give_what_the_model_says() {
     let test = "random_layers_give_what_the_model_says";
     let with_fsck = support::have(test, &["fsck.erofs"]);
+    let with_e2fsck = support::have(test, &["e2fsck"]);
     let mut runner = TestRunner::new(Config {
         cases: from_environment("WARREN_CASES", 500),
         rng_seed: RngSeed::Fixed(from_environment("WARREN_SEED", 1).into()),
@@ -43,20 +48,21 @@ fn random_layers_give_what_the_model_says() {
         max_shrink_iters: 4000,
         ..Config::default()
     });
-    let number = std::cell::Cell::new(0u32);
+    let (number, exported) = (Cell::new(0u32), Cell::new(0));
     let result = runner.run(&plan::stack(), |layers| {
         number.set(number.get() + 1);
         let fsck = with_fsck && number.get().is_multiple_of(CHECKED_BY_FSCK);
-        check(&layers, fsck).map_err(TestCaseError::fail)
+        let export = with_e2fsck && number.get().is_multiple_of(EXPORTED);
+        check(&layers, fsck, export.then_some(&exported)).map_err(TestCaseError::fail)
     });
     match result {
-        Ok(()) => {}
+        Ok(()) => assert!(!with_e2fsck || exported.get() > number.get() / 20),
         Err(TestError::Fail(reason, layers)) => panic!("{reason}\n{}", plan::describe(&layers)),
         Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
 }
 
-fn check(plans: &[LayerPlan], fsck: bool) -> Result<(), String> {
+fn check(plans: &[LayerPlan], fsck: bool, export: Option<&Cell<u32>>) -> Result<(), String> {
     let mut model = Model::new();
     let mut layers = Vec::new();
     for (number, plan) in plans.iter().enumerate() {
@@ -78,7 +84,46 @@ fn check(plans: &[LayerPlan], fsck: bool) -> Result<(), String> {
             return Err(String::from_utf8_lossy(&checked.stderr).into_owned());
         }
     }
+    if let Some(exported) = export {
+        let was = exporting(&image, &work.path().join("disk.ext4"))?;
+        exported.set(exported.get() + u32::from(was == Exported::Yes));
+    }
     Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exported {
+    Yes,
+    /// Some layers have access control lists that are none, or more attributes than ext4 has room for.
+    Refused,
+}
+
+/// The file system that is made of the image is what the image is, in the eyes of a check and of a reader.
+fn exporting(image: &std::path::Path, disk: &std::path::Path) -> Result<Exported, String> {
+    match support::ext4::write(image, disk, None) {
+        Ok(_) => {}
+        Err(WriteError::File { .. }) => return Ok(Exported::Refused),
+        Err(error) => return Err(error.to_string()),
+    }
+    if let Some(complaints) = support::ext4::complaints(disk) {
+        return Err(complaints);
+    }
+    let mut wanted = support::reading::scan_image(image);
+    // The year 3058 is later than the latest that ext4 knows.
+    for line in wanted.values_mut() {
+        *line = line.replace(" 34359738360.", " 15032385535.");
+    }
+    let read = File::open(disk).map_err(|error| error.to_string())?;
+    let read = support::ext4::scan_disk(read).map_err(|error| error.to_string())?;
+    let read = support::ext4::without_lost_and_found(read, &wanted);
+    let differing = wanted
+        .iter()
+        .find(|(name, line)| read.get(*name) != Some(line));
+    match differing {
+        None if read.len() == wanted.len() => Ok(Exported::Yes),
+        None => Err("the file system has more than the image".to_owned()),
+        Some((name, line)) => Err(format!("{line}\nis {:?}", read.get(name))),
+    }
 }
 
 fn wrap(archive: &[u8], wrapping: Wrapping) -> Vec<u8> {

@@ -8,6 +8,7 @@
 )]
 
 pub mod archive;
+pub mod ext4;
 pub mod reading;
 pub mod registry;
 pub mod small;

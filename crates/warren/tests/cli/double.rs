@@ -70,6 +70,7 @@ impl Double {
             .route("/images", get(async || Json(json!([]))).post(pull))
             .route("/images/load", post(load))
             .route("/images/save", post(crate::outlet::save))
+            .route("/images/export", post(crate::outlet::export))
             .route("/images/prune", post(prune))
             .route("/images/verify", post(verify))
             .route("/system/df", get(async || Json(usage())))

@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&[&str]; 37] = [
+const COMMANDS: [&[&str]; 38] = [
     &["run"],
     &["exec"],
     &["attach"],
@@ -35,6 +35,7 @@ const COMMANDS: [&[&str]; 37] = [
     &["save"],
     &["rmi"],
     &["image", "verify"],
+    &["image", "export"],
     &["prune"],
     &["system", "df"],
     &["version"],

@@ -162,3 +162,127 @@ fn ctrl_c_leaves_no_half_file() {
     assert_eq!(ended(&mut process), Some(130));
     assert_eq!(names(directory.path()), Vec::<String>::new());
 }
+
+/// Where the double's disk has something, and what; it is 1 MiB.
+const DISK: [(usize, &[u8]); 2] = [(4096, &[7; 4096]), (1 << 19, &[9; 512])];
+
+/// A sparse file as GNU tar's PAX form 1.0 has it.
+pub(crate) async fn export(Json(body): Json<Value>) -> Response {
+    let mut map = format!("{}\n", DISK.len()).into_bytes();
+    let mut data: Vec<u8> = Vec::new();
+    for (at, bytes) in DISK {
+        map.extend(format!("{at}\n{}\n", bytes.len()).into_bytes());
+        data.extend(bytes);
+    }
+    map.resize(512, 0);
+    map.extend(data);
+    let mut builder = tar::Builder::new(Vec::new());
+    let size = (1 << 20).to_string();
+    builder
+        .append_pax_extensions([
+            ("GNU.sparse.major", &b"1"[..]),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", b"disk.raw"),
+            ("GNU.sparse.realsize", size.as_bytes()),
+        ])
+        .unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(map.len() as u64);
+    builder
+        .append_data(&mut header, "GNUSparseFile.0/disk.raw", map.as_slice())
+        .unwrap();
+    let mut bytes = builder.into_inner().unwrap();
+    if body["name"] == "cut" {
+        bytes.truncate(4000);
+    }
+    bytes.into_response()
+}
+
+#[test]
+fn a_disk_has_its_holes_and_is_there_when_it_is_whole() {
+    use std::os::unix::fs::MetadataExt;
+    let double = Double::start(None);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("disk.raw");
+    let path = file.to_str().unwrap();
+    let words = [
+        "image", "export", "app:1", path, "--size", "1M", "-o", "json",
+    ];
+    let exported = ask(&double, &words);
+    assert_eq!(exported.status.code(), Some(0), "{}", err(&exported));
+    let json: Value = serde_json::from_str(&out(&exported)).unwrap();
+    assert_eq!(
+        json,
+        json!({"file": path, "format": "raw", "size_bytes": 1 << 20})
+    );
+    let mut wanted = vec![0; 1 << 20];
+    for (at, bytes) in DISK {
+        wanted[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    assert!(std::fs::read(&file).unwrap() == wanted);
+    assert!(file.metadata().unwrap().blocks() * 512 < 64 << 10);
+    let cut = ask(
+        &double,
+        &["image", "export", "cut", path, "--format", "ext4"],
+    );
+    assert_eq!(cut.status.code(), Some(1));
+    assert!(std::fs::read(&file).unwrap() == wanted, "{}", err(&cut));
+    assert_eq!(names(directory.path()), ["disk.raw"]);
+    for place in ["-", "/dev/null"] {
+        let refused = ask(&double, &["image", "export", "app", place]);
+        assert!(err(&refused).contains("is no file"), "{}", err(&refused));
+    }
+}
+
+#[test]
+fn qcow2_is_made_where_it_can_be() {
+    let double = Double::start(None);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("disk.qcow2");
+    let home = tempfile::tempdir().unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    let export = |path: &str| {
+        let mut command = warren(home.path());
+        command.args(["--server", &double.url, "image", "export", "app"]);
+        command.arg(&file).env("PATH", path).output().unwrap()
+    };
+    let without = export("/nowhere");
+    assert_eq!(without.status.code(), Some(1));
+    assert!(err(&without).contains("qemu-utils"), "{}", err(&without));
+    assert_eq!(double.requests().len(), 0, "nothing was fetched");
+    // One that fails, as on a full disk.
+    let tools = tempfile::tempdir().unwrap();
+    let tool = tools.path().join("qemu-img");
+    let script = "#!/bin/sh\n[ \"$1\" = --version ] || { echo broken >&2; exit 3; }\n";
+    std::fs::write(&tool, script).unwrap();
+    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let failed = export(&format!("{}:/usr/bin:/bin", tools.path().display()));
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(err(&failed).contains("broken"), "{}", err(&failed));
+    assert_eq!(names(directory.path()), Vec::<String>::new());
+    if !std::path::Path::new("/usr/bin/qemu-img").exists() {
+        return skip("qcow2_is_made_where_it_can_be", "qemu-img is not installed");
+    }
+    let made = export("/usr/bin:/bin");
+    assert_eq!(made.status.code(), Some(0), "{}", err(&made));
+    assert_eq!(names(directory.path()), ["disk.qcow2"]);
+    let mut info = std::process::Command::new("qemu-img");
+    let info = info.args(["info", "--output=json"]).arg(&file).output();
+    let info: Value = serde_json::from_slice(&info.unwrap().stdout).unwrap();
+    assert_eq!(info["format"], "qcow2");
+    assert_eq!(info["virtual-size"], 1 << 20);
+}
+
+/// Says loudly that a part did not run.
+#[expect(clippy::print_stdout, reason = "skips are printed")]
+fn skip(test: &str, reason: &str) {
+    let line = format!("SKIP {test}: {reason}");
+    println!("{line}");
+    if let Some(path) = std::env::var_os("WARREN_SKIP_FILE") {
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path);
+        std::io::Write::write_all(&mut file.unwrap(), format!("{line}\n").as_bytes()).unwrap();
+    }
+}

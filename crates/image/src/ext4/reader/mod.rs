@@ -189,7 +189,7 @@ pub struct Ext4<S> {
     geometry: Geometry,
     replay: Replay,
     /// Blocks of metadata that may still be read: an intact disk has no more of them than blocks, and asks for each a few times
-    /// at most.
+    /// at most, and for those of its inodes a few times for each.
     metadata_left: Cell<u64>,
     /// Blocks of data that files may still claim: on an intact disk no two files share one.
     data_left: Cell<u64>,
@@ -210,11 +210,13 @@ impl<S: Source> Ext4<S> {
             .map_err(Ext4Error::Read)?;
         let geometry = Geometry::read(&superblock, size)?;
         let blocks = geometry.blocks;
+        let places = blocks.saturating_mul(geometry.block_bytes / geometry.inode_bytes as u64);
+        let inodes = places.min(u64::from(geometry.inodes));
         let mut ext4 = Ext4 {
             disk,
             geometry,
             replay: Replay::default(),
-            metadata_left: Cell::new(blocks.saturating_mul(4).saturating_add(1024)),
+            metadata_left: Cell::new((blocks + inodes).saturating_mul(4).saturating_add(1024)),
             data_left: Cell::new(blocks),
         };
         if ext4.geometry.incompat & incompat::RECOVER != 0 {

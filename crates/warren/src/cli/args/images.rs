@@ -1,5 +1,6 @@
 //! The words of the commands about images.
 
+use crate::cli::values::{Size, parse_unit_size};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -157,6 +158,61 @@ pub(crate) enum SaveFormat {
     DockerArchive,
     /// An OCI layout as a directory
     OciDir,
+}
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  warren image export debian:13 debian.qcow2            A disk for libvirt or QEMU
+  warren image export debian:13 disk.raw --size 10G     Sparse: takes no more than what is in it
+  warren image export app:1 app.ext4 --format ext4      Only the file system, for `mount -o loop` or as a drive of a microVM
+  qemu-system-x86_64 -drive file=debian.qcow2,if=virtio -kernel … -append 'root=/dev/vda1 rw'
+
+A disk has what the image has: images of containers bring no kernel and no boot loader, give those to the machine.";
+
+/// Write an image as a disk for another machine
+///
+/// Makes a writable ext4 file system with everything the image has: bytes, modes, owners, times, links, devices, extended
+/// attributes. raw and qcow2 are disks with a GUID partition table and one partition, /dev/vda1, that has the file system;
+/// ext4 is the file system alone. The same image and size always give the same bytes. The file is there when it is whole, and
+/// replaces what was there.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXPORT_EXAMPLES)]
+pub(crate) struct ExportArgs {
+    /// What to write; by the ending of FILE when absent, else raw
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) format: Option<ExportFormat>,
+    /// Size of the disk, such as 10G; what the image needs and a quarter more (256 MiB at least) when absent
+    #[arg(long, value_name = "SIZE", value_parser = parse_unit_size)]
+    pub(crate) size: Option<Size>,
+    /// The image's reference, id or digest
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// The file to write
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+/// See [`ExportArgs::format`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ExportFormat {
+    /// A disk with a partition, byte for byte
+    Raw,
+    /// The same in QEMU's own format
+    Qcow2,
+    /// The file system alone
+    Ext4,
+}
+
+impl ExportFormat {
+    /// As a file's name says.
+    pub(crate) fn by_ending(file: &std::path::Path) -> Self {
+        match file.extension().and_then(|ending| ending.to_str()) {
+            Some("qcow2") => ExportFormat::Qcow2,
+            Some("ext4") => ExportFormat::Ext4,
+            Some(_) | None => ExportFormat::Raw,
+        }
+    }
 }
 
 const RMI_EXAMPLES: &str = "\

@@ -7,7 +7,10 @@ mod run;
 mod settings;
 mod storage;
 
-pub(crate) use images::{ImagesArgs, LoadArgs, PullArgs, PushArgs, RmiArgs, SaveArgs, SaveFormat};
+pub(crate) use images::{
+    ExportArgs, ExportFormat, ImagesArgs, LoadArgs, PullArgs, PushArgs, RmiArgs, SaveArgs,
+    SaveFormat,
+};
 pub(crate) use instances::{
     AttachArgs, EventsArgs, ExecArgs, InspectArgs, LogSource, LogsArgs, NamesArgs, PsArgs,
     RemoveArgs, StatsArgs, WaitArgs,

@@ -1,11 +1,13 @@
 //! The words of the commands about the room that things take, and about what becomes of them.
 
+use super::images::ExportArgs;
 use clap::{Args, Subcommand};
 
 /// What to do with an image.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
     Verify(VerifyArgs),
+    Export(ExportArgs),
 }
 
 /// What to do with the installation.

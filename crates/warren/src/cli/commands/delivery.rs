@@ -155,6 +155,11 @@ impl NewFile {
         self.part.as_file().try_clone().map_err(about(&self.to))
     }
 
+    /// Where it is until it is finished.
+    pub(super) fn path(&self) -> &Path {
+        self.part.path()
+    }
+
     /// Puts it in its place.
     ///
     /// # Errors

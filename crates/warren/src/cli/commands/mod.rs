@@ -2,6 +2,7 @@
 
 mod attached;
 mod delivery;
+mod export;
 mod images;
 mod instances;
 mod logs;
@@ -96,6 +97,9 @@ pub(crate) async fn execute(command: Command, global: &Global, out: &Output) -> 
         Command::Image {
             command: ImageCommand::Verify(args),
         } => storage::verify(&with_server()?, args).await,
+        Command::Image {
+            command: ImageCommand::Export(args),
+        } => export::export(&with_server()?, args).await,
         Command::Prune(args) => storage::prune(&with_server()?, args).await,
         Command::System {
             command: SystemCommand::Df(args),
