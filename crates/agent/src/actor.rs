@@ -6,7 +6,7 @@
 
 use crate::context::{Context, InstanceShared, attachment_spec, disk_path};
 use crate::guest_session::{GuestSession, GuestState};
-use crate::record::HostRecord;
+use crate::record::{HostRecord, sync_directory};
 use crate::steps::{Effect, INTERRUPTED, StepScope, printable};
 use futures::StreamExt;
 use std::collections::BTreeMap;
@@ -43,6 +43,8 @@ pub(crate) struct Actor {
     hypervisor: Arc<dyn Hypervisor>,
     seen: Seen,
     session: Option<Arc<GuestSession>>,
+    /// What the guest says, and how much of it this actor has heard.
+    heard: Option<watch::Receiver<GuestState>>,
     attachment: Option<Attachment>,
     image_disk: Option<PathBuf>,
     failure: Option<Failure>,
@@ -53,6 +55,8 @@ pub(crate) struct Actor {
     failures: u32,
     not_before: Option<Duration>,
     phases: BTreeMap<String, u64>,
+    /// The record was changed, and its directory not synced since.
+    unsettled: bool,
 }
 
 impl Actor {
@@ -84,6 +88,7 @@ impl Actor {
             hypervisor,
             seen,
             session: None,
+            heard: None,
             attachment: None,
             image_disk: None,
             failure: None,
@@ -91,6 +96,7 @@ impl Actor {
             failures: 0,
             not_before: None,
             phases: BTreeMap::new(),
+            unsettled: false,
         };
         actor.recall_given_up();
         actor
@@ -118,6 +124,7 @@ impl Actor {
             self.hear_guest();
             let plan = planner::plan(&self.record.intent, &self.seen, self.now());
             self.publish(&plan);
+            self.settle_record();
             match plan {
                 Plan::Do(steps) => self.take(steps).await,
                 Plan::WaitUntil { at, .. } => {
@@ -155,17 +162,23 @@ impl Actor {
     }
 
     fn write_record(&self) {
-        if self.seen.directory == Presence::Present
-            && let Err(error) = self.record.write(&self.shared.home.directory)
-        {
+        if self.seen.directory == Presence::Present {
+            self.say_unwritten(self.record.write(&self.shared.home.directory));
+        }
+    }
+
+    fn say_unwritten(&self, written: std::io::Result<()>) {
+        if let Err(error) = written {
             // The store has the wish; the host's copy is brought up to date at the next change.
             tracing::warn!(instance = %self.record.intent.id, %error, "cannot write the instance's record");
         }
     }
 
     fn hear_guest(&mut self) {
-        let Some(session) = &self.session else { return };
-        match session.state() {
+        let Some(heard) = &mut self.heard else { return };
+        // From here on only what it says next wakes this actor.
+        let state = heard.borrow_and_update().clone();
+        match state {
             GuestState::Waiting | GuestState::Booting => self.seen.guest = GuestSeen::Attached,
             GuestState::Ready => self.seen.guest = GuestSeen::Ready,
             GuestState::Exited(report) => {
@@ -182,6 +195,7 @@ impl Actor {
 
     fn drop_session(&mut self) {
         self.session = None;
+        self.heard = None;
         self.shared.session.send_replace(None);
         self.seen.guest = GuestSeen::Detached;
     }
@@ -335,12 +349,16 @@ impl Actor {
                 self.record.restart.last_attempt_at = Some(self.now());
             }
             self.record.restart.next_attempt_at = None;
+            // The first run's record says all of this since it was made.
+            let changed = again || self.record.ended.is_some() || self.record.started_at.is_some();
             self.record.ended = None;
             self.record.started_at = None;
             self.seen.ended = None;
             self.seen.started_at = None;
             self.seen.restart = self.record.restart;
-            self.write_record();
+            if changed {
+                self.write_record();
+            }
             reached("run.recorded");
         }
     }
@@ -395,6 +413,7 @@ impl Actor {
                     self.note_ready(self.now());
                 }
                 self.shared.session.send_replace(Some(Arc::clone(&session)));
+                self.heard = Some(session.watch());
                 self.session = Some(session);
                 self.hear_guest();
             }
@@ -451,8 +470,17 @@ impl Actor {
         self.seen.started_at = Some(at);
         self.stopped_at = None;
         self.failure = None;
-        self.write_record();
+        self.say_unwritten(self.record.put(&self.shared.home.directory));
+        self.unsettled = true;
         reached("ready.recorded");
+    }
+
+    /// Makes durable what was told already. The next process reads it in any case; a power failure ends the machine that
+    /// it is about as well.
+    fn settle_record(&mut self) {
+        if std::mem::take(&mut self.unsettled) {
+            self.say_unwritten(sync_directory(&self.shared.home.directory));
+        }
     }
 
     async fn failed(&mut self, step: Step, error: PortError) {
@@ -531,15 +559,16 @@ impl Actor {
     async fn wait(&mut self, time: Option<Duration>) {
         let pause = time.map_or(RESYNC, |time| time.clamp(Duration::from_millis(1), RESYNC));
         let clock = Arc::clone(&self.context.ports.clock);
-        let mut guest = self.session.as_ref().map(|session| session.watch());
-        let guest_speaks = async {
-            match &mut guest {
-                // An end of the sender is the end of the session, which is a change too.
-                Some(guest) => drop(guest.changed().await),
-                None => std::future::pending().await,
-            }
-        };
         let lives = self.process().is_some();
+        let guest_speaks = async {
+            // The end of a session is its last word; behind that comes nothing.
+            if let Some(heard) = &mut self.heard
+                && heard.changed().await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        };
         let machine_ends = async {
             match lives {
                 true => drop(self.hypervisor.wait_exit(&self.shared.home).await),

@@ -145,14 +145,38 @@ impl HostRecord {
     /// # Errors
     /// The file system's; the old record is then still whole.
     pub fn write(&self, directory: &Path) -> io::Result<()> {
+        self.put(directory)?;
+        sync_directory(directory)
+    }
+
+    /// Makes the record what the next process reads, and whole whatever happens. A power failure may still bring back
+    /// the one before it, until [`sync_directory`].
+    pub(crate) fn put(&self, directory: &Path) -> io::Result<()> {
         let bytes = serde_json::to_vec(self)?;
-        let aside = directory.join(".record.json.new");
-        let mut file = File::create(&aside)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        reached("record.written-aside");
-        std::fs::rename(&aside, directory.join(FILE))?;
-        reached("record.renamed");
-        File::open(directory)?.sync_all()
+        waiting_for_the_disk(|| {
+            let aside = directory.join(".record.json.new");
+            let mut file = File::create(&aside)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            reached("record.written-aside");
+            std::fs::rename(&aside, directory.join(FILE))?;
+            reached("record.renamed");
+            Ok(())
+        })
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    waiting_for_the_disk(|| File::open(directory)?.sync_all())
+}
+
+/// Does what waits for the disk. Others of this runtime's threads go on with its tasks meanwhile, where it has any: so
+/// that many instances wait together, which the disk's journal makes one wait.
+pub(crate) fn waiting_for_the_disk<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        Ok(_) | Err(_) => work(),
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::watch;
 
 #[derive(Default)]
@@ -19,6 +20,9 @@ static TURN: Mutex<()> = Mutex::new(());
 /// The lines that are kept for hanging up; closed ones are thrown away above this.
 const MANY_LINES: usize = 16;
 
+/// Each is looked at less often when there are more.
+const MANY_MACHINES: usize = 500;
+
 pub(super) struct Board;
 
 impl Board {
@@ -30,6 +34,12 @@ impl Board {
     fn with<T>(home: &Path, act: impl FnOnce(&mut Machine) -> T) -> T {
         let mut machines = MACHINES.lock().unwrap_or_else(PoisonError::into_inner);
         act(machines.entry(home.to_owned()).or_default())
+    }
+
+    /// How long to wait between two looks at one of so many machines: thousands of them must not keep a processor busy.
+    pub(super) fn share(look: Duration) -> Duration {
+        let machines = MACHINES.lock().unwrap_or_else(PoisonError::into_inner);
+        look * (1 + u32::try_from(machines.len() / MANY_MACHINES).unwrap_or(u32::MAX - 1))
     }
 
     /// Tells whoever waits.
@@ -52,6 +62,13 @@ impl Board {
             }
             machine.lines.push(line);
         });
+    }
+
+    /// After the machine's file is gone: whoever waits hears of it, and nothing is kept.
+    pub(super) fn forget(home: &Path) {
+        Self::hang_up(home);
+        let mut machines = MACHINES.lock().unwrap_or_else(PoisonError::into_inner);
+        machines.remove(home);
     }
 
     /// Cuts all lines: both ends read the end of the stream.

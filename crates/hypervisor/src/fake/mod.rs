@@ -346,7 +346,9 @@ impl Hypervisor for Fake {
             }
             // A change by another process shows in the file only: it is another one then.
             let before = inode(home);
-            while tokio::time::timeout(LOOK, changes.changed()).await.is_err()
+            while tokio::time::timeout(Board::share(LOOK), changes.changed())
+                .await
+                .is_err()
                 && inode(home) == before
             {}
         }
@@ -357,8 +359,7 @@ impl Hypervisor for Fake {
         sockets::remove(&path(home))
             .map_err(|error| PortError::io("could not remove the fake machine", error))?;
         reached("fake.machine-removed");
-        Board::hang_up(&home.directory);
-        Board::changed(&home.directory);
+        Board::forget(&home.directory);
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 use crate::harness::{Mode, Server, missing, skip};
 use serde_json::json;
 use std::path::Path;
+use std::time::Duration;
 
 /// In one run of the test; `WARREN_CYCLES` asks for more (`./dev soak cycles`).
 const CYCLES: u64 = 500;
@@ -113,4 +114,39 @@ fn cycles_of_create_and_delete_hold_nothing() {
         "disk: {before:?} {after:?}"
     );
     assert_eq!(server.differences(), Vec::<String>::new());
+}
+
+/// Reading system calls of a process so far (proc(5), io).
+fn reads(server: &Server) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{}/io", server.pid())).unwrap();
+    let count = io.lines().find_map(|line| line.strip_prefix("syscr:"));
+    count.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_server_with_instances_that_do_nothing_does_nothing() {
+    const NAME: &str = "e2e::a_server_with_instances_that_do_nothing_does_nothing";
+    if let Some(reason) = missing(Mode::Bridge) {
+        return skip(NAME, &reason);
+    }
+    let environment = [("WARREN_HYPERVISORS", "[fake]"), ("WARREN_LOG", "warn")];
+    let server = Server::start_in(Mode::Bridge, &environment);
+    for number in 0..4 {
+        let id = format!("idle-{number}");
+        let body = json!({"id": id, "name": id, "image": "busybox-web", "memory_mb": 64,
+                          "overlay_size": "16MB", "cmd": ["sleep", "1000"], "network": {"enabled": false}});
+        let (status, made) = server.api("POST", "/instances", Some(body));
+        assert_eq!((status, &made["state"]), (201, &json!("Running")), "{made}");
+    }
+    // What a start leaves to be done behind it.
+    std::thread::sleep(Duration::from_secs(1));
+    let before = reads(&server);
+    std::thread::sleep(Duration::from_secs(2));
+    let done = reads(&server) - before;
+    println!("{done} reads in 2 s");
+    assert!(done < 200, "{done} reads in 2 s: something is always awake");
+    for number in 0..4 {
+        let (status, _) = server.api("DELETE", &format!("/instances/idle-{number}"), None);
+        assert_eq!(status, 204);
+    }
 }
