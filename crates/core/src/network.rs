@@ -177,7 +177,7 @@ impl Subnet {
     pub fn allocate(
         &self,
         handle: &Handle,
-        taken: &BTreeSet<Ipv4Addr>,
+        is_taken: impl Fn(Ipv4Addr) -> bool,
     ) -> Result<Ipv4Addr, NetworkError> {
         let first = u32::from(self.cidr.network()) + 1;
         let count = (u32::MAX >> self.cidr.prefix_len()) - 1;
@@ -187,7 +187,7 @@ impl Subnet {
         (0..count)
             .map(|step| (u64::from(start) + u64::from(step)) % u64::from(count))
             .map(|offset| Ipv4Addr::from(first + offset as u32))
-            .find(|address| *address != self.gateway && !taken.contains(address))
+            .find(|address| *address != self.gateway && !is_taken(*address))
             .ok_or(NetworkError::Exhausted {
                 subnet: self.cidr,
                 capacity: self.capacity(),
@@ -285,11 +285,14 @@ mod tests {
         let mut taken = BTreeSet::new();
         for n in 0..subnet.capacity() {
             let handle = Handle::from_entropy([n as u8, 1, 2, 3, 4]);
-            let address = subnet.allocate(&handle, &taken).expect("room");
+            let is_taken = |address| taken.contains(&address);
+            let address = subnet.allocate(&handle, is_taken).expect("room");
             assert!(subnet.cidr.contains(&address) && address != subnet.gateway);
             assert!(taken.insert(address));
         }
-        let full = subnet.allocate(&Handle::from_entropy([9; 5]), &taken);
+        let full = subnet.allocate(&Handle::from_entropy([9; 5]), |address| {
+            taken.contains(&address)
+        });
         assert!(matches!(
             full,
             Err(NetworkError::Exhausted { capacity: 13, .. })
@@ -300,7 +303,7 @@ mod tests {
     fn the_largest_network_has_addresses_too() {
         let subnet = Subnet::new("0.0.0.0/0", Ipv4Addr::new(10, 0, 0, 1)).expect("valid");
         let handle = Handle::from_entropy([1; 5]);
-        let address = subnet.allocate(&handle, &BTreeSet::new());
+        let address = subnet.allocate(&handle, |_| false);
         assert!(address.is_ok_and(|address| address != subnet.gateway));
     }
 

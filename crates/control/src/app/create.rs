@@ -1,5 +1,6 @@
 //! Creating an instance: validate, find its image, admit, reserve everything in one transaction, hand over.
 
+use super::board::{Held, demand};
 use super::idempotency::Keyed;
 use super::{App, AppError, CONTENTION_TRIES, View, Waiting};
 use crate::keys;
@@ -145,8 +146,8 @@ impl App {
     }
 
     async fn record_new(&self, creation: Creation, new: NewInstance) -> Result<View, AppError> {
-        // Held from here on: neither the image nor the room may go between the question and the commit.
-        let _placing = self.0.placing.lock().await;
+        // Held from here on: the image may not go between the question and the commit.
+        let _placing = self.0.placing.read().await;
         // A record that is in doubt does not know which names, addresses and ports are taken.
         self.must_not_doubt()?;
         let image = self.image_for(&new.spec.image).await?;
@@ -165,43 +166,38 @@ impl App {
             None => InstanceId::from_entropy(entropy()?),
         };
         let handle = Handle::from_entropy(entropy()?);
-        self.check_free(&creation.tenant, &new, &id)?;
-        self.check_room(&report, demand(&new.spec), None)?;
-        let mut label = slug(&new.spec.name);
-        if self
-            .0
-            .board
-            .all()
-            .iter()
-            .any(|view| view.intent.slug == label)
-        {
-            label = format!("{label}-{handle}");
-        }
-        let mut tried = BTreeSet::new();
-        self.preflight(&id, &handle, &label, &new).await?;
-        for _ in 0..CONTENTION_TRIES {
-            let address = self.allocate(&report, &new, &handle, &tried)?;
-            let intent = InstanceIntent {
-                id: id.clone(),
-                handle: handle.clone(),
-                tenant: creation.tenant.clone(),
-                spec: new.spec.clone(),
-                slug: label.clone(),
-                image_digest: image.digest.clone(),
-                image_config: image.config.clone(),
-                generation: 1,
-                desired: Desired::Running,
-                run: 1,
-                address,
-                stop_grace_seconds: new.stop_grace_seconds,
-                created_at: self.0.clock.now(),
-            };
-            let (transaction, claims) = self.reservation(&intent, creation.key.as_ref());
+        let mut refused = Refused::default();
+        for attempt in 0..CONTENTION_TRIES {
+            let reservation = self.0.board.reserve(|held| {
+                check_free(held, &creation.tenant, &new, &id)?;
+                self.check_room(held, &report, demand(&new.spec), None)?;
+                let slug = label(held, &new, &handle, &refused);
+                let address = allocate(held, &report, &new, &handle, &refused)?;
+                Ok::<_, AppError>(InstanceIntent {
+                    id: id.clone(),
+                    handle: handle.clone(),
+                    tenant: creation.tenant.clone(),
+                    spec: new.spec.clone(),
+                    slug,
+                    image_digest: image.digest.clone(),
+                    image_config: image.config.clone(),
+                    generation: 1,
+                    desired: Desired::Running,
+                    run: 1,
+                    address,
+                    stop_grace_seconds: new.stop_grace_seconds,
+                    created_at: self.0.clock.now(),
+                })
+            })?;
+            if attempt == 0 {
+                self.preflight(&reservation.intent).await?;
+            }
+            let (transaction, claims) = self.claim(&reservation.intent, creation.key.as_ref());
             let _shared = self.0.link.read().await;
             match self.0.store.commit(transaction).await? {
                 Commit::Done(revision) => {
                     reached("create.intent-committed");
-                    let view = self.0.board.put_intent(intent, revision);
+                    let view = reservation.recorded(revision);
                     self.hand_over(&view.intent).await;
                     reached("create.handed-over");
                     return Ok(view);
@@ -210,8 +206,8 @@ impl App {
                     Some(Claim::Id) => return Err(id_taken(&id)),
                     Some(Claim::Name) => return Err(name_taken(&new.spec.name)),
                     Some(Claim::Port(port)) => return Err(port_taken(port, None)),
-                    Some(Claim::Slug) => label = format!("{}-{handle}", slug(&new.spec.name)),
-                    Some(Claim::Address) => tried.extend(address),
+                    Some(Claim::Slug) => refused.slug = true,
+                    Some(Claim::Address) => refused.addresses.extend(reservation.intent.address),
                     Some(Claim::Key) | None => {
                         return Err(AppError::coded(
                             Code::Contention,
@@ -227,47 +223,16 @@ impl App {
         ))
     }
 
-    /// Friendlier than a guard, which has the last word.
-    fn check_free(&self, tenant: &str, new: &NewInstance, id: &InstanceId) -> Result<(), AppError> {
-        for view in self.0.board.all() {
-            let other = &view.intent;
-            if other.id == *id {
-                return Err(id_taken(id));
-            }
-            if other.tenant == tenant && other.spec.name == new.spec.name {
-                return Err(name_taken(&new.spec.name));
-            }
-            for port in &new.spec.ports {
-                let same = |held: &PortMapping| {
-                    (held.protocol, held.host_port) == (port.protocol, port.host_port)
-                };
-                if other.spec.ports.iter().any(same) {
-                    return Err(port_taken(port, Some(&other.spec.name)));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Whether the host has room for `asked` beside everybody but `except`.
     pub(super) fn check_room(
         &self,
+        held: &Held,
         report: &HostReport,
         asked: Demand,
         except: Option<&InstanceId>,
     ) -> Result<(), AppError> {
-        let promised = self
-            .0
-            .board
-            .all()
-            .iter()
-            .filter(|view| view.takes_room() && Some(&view.intent.id) != except)
-            .fold(Demand::default(), |sum, view| Demand {
-                vcpus: sum.vcpus.saturating_add(view.intent.spec.vcpus),
-                memory_mib: sum.memory_mib.saturating_add(view.intent.spec.memory.0),
-            });
         let room = capacity(report.cpus, report.memory, self.0.settings.overcommit);
-        place(room, promised, asked).map_err(|no: NoRoom| {
+        place(room, held.promised(except), asked).map_err(|no: NoRoom| {
             AppError::coded(
                 Code::NoCapacity,
                 format!("{no}: stop or remove an instance, or ask for less"),
@@ -275,63 +240,28 @@ impl App {
         })
     }
 
-    fn allocate(
-        &self,
-        report: &HostReport,
-        new: &NewInstance,
-        handle: &Handle,
-        tried: &BTreeSet<Ipv4Addr>,
-    ) -> Result<Option<Ipv4Addr>, AppError> {
-        let Some(subnet) = &report.network.subnet else {
-            return Ok(None);
-        };
-        if new.spec.network == NetworkChoice::Disabled {
-            return Ok(None);
-        }
-        let mut taken: BTreeSet<Ipv4Addr> = self
-            .0
-            .board
-            .all()
-            .iter()
-            .filter_map(|view| view.intent.address)
-            .collect();
-        taken.extend(tried);
-        subnet
-            .allocate(handle, &taken)
-            .map(Some)
-            .map_err(|e: NetworkError| AppError::coded(Code::NoCapacity, e.to_string()))
-    }
-
-    async fn preflight(
-        &self,
-        id: &InstanceId,
-        handle: &Handle,
-        label: &str,
-        new: &NewInstance,
-    ) -> Result<(), AppError> {
-        if new.spec.network == NetworkChoice::Disabled || new.spec.ports.is_empty() {
+    async fn preflight(&self, intent: &InstanceIntent) -> Result<(), AppError> {
+        let spec = &intent.spec;
+        if spec.network == NetworkChoice::Disabled || spec.ports.is_empty() {
             return Ok(());
         }
         let spec = AttachmentSpec {
             home: InstanceHome {
-                id: id.clone(),
-                handle: handle.clone(),
+                id: intent.id.clone(),
+                handle: intent.handle.clone(),
                 installation: self.0.settings.installation.clone(),
                 // Nothing is made yet; where it will be is the host's business.
                 directory: PathBuf::new(),
             },
-            names: vec![label.to_owned()],
+            names: vec![intent.slug.clone()],
             address: None,
-            ports: new.spec.ports.clone(),
+            ports: spec.ports.clone(),
         };
         Ok(self.0.host.preflight(spec).await?)
     }
 
-    fn reservation(
-        &self,
-        intent: &InstanceIntent,
-        key: Option<&Keyed>,
-    ) -> (Transaction, Vec<Claim>) {
+    /// What makes the intent durable, and all that it holds with it.
+    fn claim(&self, intent: &InstanceIntent, key: Option<&Keyed>) -> (Transaction, Vec<Claim>) {
         let holder = keys::encode(&intent.id);
         let mut claims = vec![
             (Claim::Id, keys::instance(&intent.id), keys::encode(intent)),
@@ -372,11 +302,61 @@ impl App {
     }
 }
 
-pub(super) fn demand(spec: &warren_core::instance::InstanceSpec) -> Demand {
-    Demand {
-        vcpus: spec.vcpus,
-        memory_mib: spec.memory.0,
+/// What the store refused although the board has nobody who holds it.
+#[derive(Default)]
+struct Refused {
+    slug: bool,
+    addresses: BTreeSet<Ipv4Addr>,
+}
+
+/// Friendlier than a guard, which has the last word.
+fn check_free(
+    held: &Held,
+    tenant: &str,
+    new: &NewInstance,
+    id: &InstanceId,
+) -> Result<(), AppError> {
+    if held.has(id) {
+        return Err(id_taken(id));
     }
+    if held.holder(&keys::name(tenant, &new.spec.name)).is_some() {
+        return Err(name_taken(&new.spec.name));
+    }
+    for port in &new.spec.ports {
+        if let Some(holder) = held.holder(&keys::port(port)) {
+            return Err(port_taken(port, Some(holder)));
+        }
+    }
+    Ok(())
+}
+
+/// The DNS label, which is the instance's alone.
+fn label(held: &Held, new: &NewInstance, handle: &Handle, refused: &Refused) -> String {
+    let label = slug(&new.spec.name);
+    if refused.slug || held.holder(&keys::slug(&label)).is_some() {
+        return format!("{label}-{handle}");
+    }
+    label
+}
+
+fn allocate(
+    held: &Held,
+    report: &HostReport,
+    new: &NewInstance,
+    handle: &Handle,
+    refused: &Refused,
+) -> Result<Option<Ipv4Addr>, AppError> {
+    let Some(subnet) = &report.network.subnet else {
+        return Ok(None);
+    };
+    if new.spec.network == NetworkChoice::Disabled {
+        return Ok(None);
+    }
+    let is_taken = |address| held.has_address(address) || refused.addresses.contains(&address);
+    subnet
+        .allocate(handle, is_taken)
+        .map(Some)
+        .map_err(|e: NetworkError| AppError::coded(Code::NoCapacity, e.to_string()))
 }
 
 /// What can be told from the host's report alone.

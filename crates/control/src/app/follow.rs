@@ -21,6 +21,9 @@ use warren_crashpoint::reached;
 const PAGE: usize = 500;
 /// Statuses recorded together.
 const LARGEST_BATCH: usize = 512;
+/// How long a status waits for the next ones, to be recorded with them: a start has several within a moment, of which
+/// the last is enough. Whoever waits has heard of it already; the end of an instance does not wait.
+const LINGER: Duration = Duration::from_millis(10);
 /// The longest pause between tries to reach the host or the store.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -137,13 +140,16 @@ impl App {
     pub(super) async fn follow(&self, complete: Complete) {
         let mut pause = Duration::from_millis(50);
         while !self.0.stopping.is_cancelled() {
-            let ended = tokio::select! {
-                ended = self.follow_once(complete) => ended,
+            let connected = tokio::select! {
+                connected = self.connect(complete) => connected,
                 () = self.0.stopping.cancelled() => return,
             };
-            match ended {
-                Ok(()) => {
-                    tracing::warn!("the host's statuses ended; connecting again");
+            match connected {
+                Ok(statuses) => {
+                    self.take_in(statuses).await;
+                    if !self.0.stopping.is_cancelled() {
+                        tracing::warn!("the host's statuses ended; connecting again");
+                    }
                     pause = Duration::from_millis(50);
                 }
                 Err(error) => {
@@ -194,21 +200,30 @@ impl App {
         Ok(())
     }
 
-    async fn follow_once(&self, complete: Complete) -> Result<(), PortError> {
+    async fn connect(&self, complete: Complete) -> Result<BoxStream<InstanceStatus>, PortError> {
         // Before the host is told anything: what it finishes at once, it says once.
         let statuses = self.0.host.statuses().await?;
         self.hand_over_all(complete).await?;
         reached("follow.synced");
         let _ = self.0.connected.send_replace(Ok(()));
+        Ok(statuses)
+    }
+
+    /// Until they end or the server stops; what was seen by then is recorded.
+    async fn take_in(&self, statuses: BoxStream<InstanceStatus>) {
         let (seen, to_record) = mpsc::channel(BACKLOG);
         // Two things at once: a store that has no room, or is slow, must not keep what is seen from whoever asks.
         tokio::join!(self.see(statuses, seen), self.record(to_record));
-        Ok(())
     }
 
     /// Takes what the host says, in order: whoever waits hears it at once, and it is to be recorded.
     async fn see(&self, mut statuses: BoxStream<InstanceStatus>, seen: mpsc::Sender<Entry>) {
-        while let Some(status) = statuses.next().await {
+        loop {
+            let said = tokio::select! {
+                said = statuses.next() => said,
+                () = self.0.stopping.cancelled() => None,
+            };
+            let Some(status) = said else { return };
             let Some(view) = self.0.board.get(&status.id) else {
                 tracing::debug!(instance = %status.id, "a status of an instance that is not recorded");
                 continue;
@@ -250,14 +265,9 @@ impl App {
         (from != to).then(|| self.event(&view.intent, changed))
     }
 
-    /// Records what was seen. What came while the last batch was being recorded is the next one: the store puts it
-    /// in one write.
-    async fn record(&self, to_record: mpsc::Receiver<Entry>) {
-        let entries = futures::stream::unfold(to_record, |mut to_record| async move {
-            to_record.recv().await.map(|entry| (entry, to_record))
-        });
-        let mut batches = std::pin::pin!(entries.ready_chunks(LARGEST_BATCH));
-        while let Some(batch) = batches.next().await {
+    /// Records what was seen, in batches: the store puts each in one write.
+    async fn record(&self, mut to_record: mpsc::Receiver<Entry>) {
+        while let Some(batch) = self.batch(&mut to_record).await {
             let mut by_instance: Vec<(InstanceId, Vec<Entry>)> = Vec::new();
             let mut places: HashMap<InstanceId, usize> = HashMap::new();
             for entry in batch {
@@ -271,6 +281,31 @@ impl App {
             let all = by_instance.into_iter();
             futures::future::join_all(all.map(|(id, entries)| self.record_of_one(id, entries)))
                 .await;
+        }
+    }
+
+    /// What came while the last batch was being recorded, and a little longer.
+    async fn batch(&self, to_record: &mut mpsc::Receiver<Entry>) -> Option<Vec<Entry>> {
+        let mut batch = vec![to_record.recv().await?];
+        let linger = self.0.clock.sleep(LINGER);
+        tokio::pin!(linger);
+        loop {
+            while batch.len() < LARGEST_BATCH
+                && let Ok(entry) = to_record.try_recv()
+            {
+                batch.push(entry);
+            }
+            let is_over = batch.iter().any(|entry| matches!(entry, Entry::Gone(_)));
+            if is_over || batch.len() >= LARGEST_BATCH {
+                return Some(batch);
+            }
+            tokio::select! {
+                entry = to_record.recv() => match entry {
+                    Some(entry) => batch.push(entry),
+                    None => return Some(batch),
+                },
+                () = &mut linger => return Some(batch),
+            }
         }
     }
 

@@ -513,7 +513,7 @@ impl App {
             Err(error) => return Err(error),
         };
         // No create may take the image between the question and the removal.
-        let _placing = self.0.placing.lock().await;
+        let _placing = self.0.placing.write().await;
         let views = self.0.board.all();
         let in_use = self.images_in_use();
         match self.0.host.images().remove(&record.id, &in_use).await {

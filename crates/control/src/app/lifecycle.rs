@@ -1,6 +1,6 @@
 //! Start, stop, pause, resume, change and delete: what the admission table says, one commit, one wait.
 
-use super::create::demand;
+use super::board::demand;
 use super::{App, AppError, View, Waiting};
 use std::time::Duration;
 use warren_api::convert::restart_policy;
@@ -38,8 +38,9 @@ impl App {
             return Ok(found);
         }
         let report = self.known_host().await?;
-        let placing = self.0.placing.lock().await;
-        self.check_room(&report, demand(&found.intent.spec), Some(&found.intent.id))?;
+        let placing = self.0.placing.write().await;
+        let asked = demand(&found.intent.spec);
+        (self.0.board).ask(|held| self.check_room(held, &report, asked, Some(&found.intent.id)))?;
         let id = found.intent.id.clone();
         let view = self
             .change(&id, move |view| {

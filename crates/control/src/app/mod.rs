@@ -33,7 +33,7 @@ use board::{Board, UNRECORDED};
 use std::future::Future;
 use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
-use tokio::sync::{Mutex, RwLock, watch};
+use tokio::sync::{RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use warren_api::Code;
@@ -63,8 +63,9 @@ pub(crate) struct Inner {
     board: Board,
     /// A commit and its hand-over hold it shared; a sync, which calls everything else a leak, alone.
     link: RwLock<()>,
-    /// Admission to the host's room and the commit that takes it are one thing.
-    placing: Mutex<()>,
+    /// Creates hold it shared, from the question for their image to the commit that uses it: what each takes of the host
+    /// is reserved on the board. Whoever takes images away or makes room scarce otherwise holds it alone.
+    placing: RwLock<()>,
     report: host::ReportCache,
     jobs: images::Jobs,
     pushes: pushes::Pushes,
@@ -98,9 +99,9 @@ impl App {
             clock,
             settings,
             metrics: Metrics::new(),
-            board: Board::new(),
+            board: Board::default(),
             link: RwLock::new(()),
-            placing: Mutex::new(()),
+            placing: RwLock::new(()),
             in_flight: idempotency::InFlight::default(),
             stopping,
             tasks: TaskTracker::new(),
@@ -157,6 +158,10 @@ impl App {
     }
 
     fn find(&self, wanted: &str, prefixes: Prefixes) -> Result<View, AppError> {
+        // An id goes before everything else, and needs no search.
+        if let Some(view) = wanted.parse().ok().and_then(|id| self.0.board.get(&id)) {
+            return Ok(view);
+        }
         let candidates = self.0.board.all().into_iter().map(|view| {
             (
                 view.intent.id.to_string(),
@@ -288,23 +293,18 @@ impl App {
         limit: Duration,
         done: impl Fn(&View) -> bool + Send,
     ) -> Waiting {
-        let mut changes = self.0.board.subscribe();
         let deadline = self.0.clock.sleep(limit);
         tokio::pin!(deadline);
         loop {
-            changes.mark_unchanged();
-            let Some(view) = self.0.board.get(id) else {
+            let Some((view, mut changes)) = self.0.board.watch(id) else {
                 return Waiting::Gone;
             };
             if done(&view) {
                 return Waiting::Done(view);
             }
             tokio::select! {
-                changed = changes.changed() => {
-                    if changed.is_err() {
-                        return Waiting::TimedOut(view);
-                    }
-                }
+                // An error is its end, which the next look sees.
+                _ = changes.changed() => {}
                 () = &mut deadline => return Waiting::TimedOut(view),
                 () = self.0.stopping.cancelled() => return Waiting::TimedOut(view),
             }

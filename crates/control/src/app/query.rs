@@ -7,6 +7,7 @@ use std::time::Duration;
 use warren_api::convert::state_error;
 use warren_api::resources::{PartStatus, ResourceAllocation, ResourceStatus};
 use warren_api::{Code, InstanceStats, Readiness, Resources, WaitForStateResponse};
+use warren_core::InstanceId;
 use warren_core::id::Prefixes;
 use warren_core::instance::Desired;
 use warren_core::placement::{Capacity, capacity};
@@ -72,11 +73,22 @@ impl<T> PageOf<T> {
             .take(request.limit.clamp(1, LARGEST_PAGE))
             .collect();
         let next = match (rest.next(), items.last()) {
-            (Some(_), Some(last)) => Some(URL_SAFE_NO_PAD.encode(format!("after:{}", id(last)))),
+            (Some(_), Some(last)) => Some(token_after(&id(last))),
             _ => None,
         };
         Ok(PageOf { items, next })
     }
+}
+
+fn token_after(id: &str) -> String {
+    URL_SAFE_NO_PAD.encode(format!("after:{id}"))
+}
+
+fn not_our_token() -> AppError {
+    AppError::coded(
+        Code::InvalidPageToken,
+        "the page_token is none of ours: take it from the answer before",
+    )
 }
 
 fn decode_token(token: &str) -> Result<String, AppError> {
@@ -85,12 +97,7 @@ fn decode_token(token: &str) -> Result<String, AppError> {
         .ok()
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .and_then(|text| text.strip_prefix("after:").map(str::to_owned))
-        .ok_or_else(|| {
-            AppError::coded(
-                Code::InvalidPageToken,
-                "the page_token is none of ours: take it from the answer before",
-            )
-        })
+        .ok_or_else(not_our_token)
 }
 
 /// The end of a wait.
@@ -110,11 +117,19 @@ impl App {
     /// # Errors
     /// A page token that is none.
     pub fn instances(&self, filter: &Filter, page: &PageRequest) -> Result<PageOf<View>, AppError> {
-        let all =
-            self.0.board.all().into_iter().filter(|view| {
-                filter.admits(Some(view.status.state.name()), &view.intent.spec.labels)
-            });
-        PageOf::cut(all, page, |view| view.intent.id.to_string())
+        let after = page.token.as_deref().map(decode_token).transpose()?;
+        let after: Option<InstanceId> =
+            (after.as_deref().map(str::parse).transpose()).map_err(|_| not_our_token())?;
+        let most = page.limit.clamp(1, LARGEST_PAGE);
+        // One more than is asked for tells whether there is a next page.
+        let mut items = self.0.board.page(after.as_ref(), most + 1, |view| {
+            filter.admits(Some(view.status.state.name()), &view.intent.spec.labels)
+        });
+        let more = items.len() > most;
+        items.truncate(most);
+        let last = items.last().filter(|_| more);
+        let next = last.map(|last| token_after(last.intent.id.as_str()));
+        Ok(PageOf { items, next })
     }
 
     /// Waits until the state, another final one, or the time is up.

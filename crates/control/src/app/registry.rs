@@ -83,7 +83,7 @@ impl App {
         name: &ManifestName,
     ) -> Result<(), PortError> {
         // No create may take the image between the question and the removal.
-        let _placing = self.0.placing.lock().await;
+        let _placing = self.0.placing.write().await;
         let in_use = self.images_in_use();
         self.registry()
             .remove_manifest(repository, name, &in_use)

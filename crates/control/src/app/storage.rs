@@ -55,7 +55,7 @@ impl App {
 
     async fn prune(&self, scope: PruneScope, mode: PruneMode) -> Result<Pruned, AppError> {
         // No create may take an image between the question and the removal.
-        let _placing = self.0.placing.lock().await;
+        let _placing = self.0.placing.write().await;
         let request = PruneRequest {
             scope,
             mode,

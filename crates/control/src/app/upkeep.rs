@@ -178,7 +178,7 @@ impl App {
     pub async fn recover(&self, missing: Missing) -> Result<Recovery, AppError> {
         let app = self.clone();
         self.detached(async move {
-            let _placing = app.0.placing.lock().await;
+            let _placing = app.0.placing.write().await;
             // Alone: no change may be committed between the look and its end.
             let _alone = app.0.link.write().await;
             let host = app.0.host.upkeep().records().await?;

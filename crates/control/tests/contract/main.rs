@@ -31,11 +31,20 @@ use warren_store::MemoryStore;
 
 struct World {
     router: Router,
+    app: App,
     host: Arc<Host>,
     clock: Arc<TestClock>,
     store: Arc<MemoryStore>,
     stopping: CancellationToken,
     _spool: tempfile::TempDir,
+}
+
+impl World {
+    /// As the server does when it is asked to.
+    async fn stop(&self) {
+        self.stopping.cancel();
+        self.app.stopped().await;
+    }
 }
 
 impl Drop for World {
@@ -80,7 +89,8 @@ async fn world_in_doubt(
     .await
     .unwrap();
     World {
-        router: http::router(app, auth),
+        router: http::router(app.clone(), auth),
+        app,
         host,
         clock,
         store,

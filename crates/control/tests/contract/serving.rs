@@ -51,7 +51,7 @@ async fn a_host_that_refuses_gets_it_later_and_a_restart_loses_nothing() {
         .make(json!({"id": "later", "name": "later", "image": "busybox"}))
         .await;
     assert_eq!(made["state"], "Running");
-    world.stopping.cancel();
+    world.stop().await;
     let second = world_with(
         Auth::from_secret(None),
         world.host.clone(),

@@ -243,19 +243,12 @@ impl Images for ImageStore {
     }
 
     async fn list(&self) -> Result<Vec<ImageRecord>, PortError> {
-        let mut records: Vec<ImageRecord> = self
-            .records
-            .list()?
-            .readable
-            .into_iter()
-            .map(|stored| stored.record)
-            .collect();
-        records.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
-        Ok(records)
+        // The files themselves: what somebody else has damaged is not shown.
+        Ok(self.records.read()?)
     }
 
     async fn find(&self, wanted: &str) -> Result<Option<ImageRecord>, PortError> {
-        let records = self.list().await?;
+        let records = self.records.known()?;
         let name = wanted
             .parse::<Reference>()
             .map(|reference| reference.to_string())

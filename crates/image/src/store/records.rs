@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use warren_core::image::ImageRecord;
@@ -48,6 +49,14 @@ pub(super) struct Records {
     directory: PathBuf,
     /// One change at a time.
     writing: tokio::sync::Mutex<()>,
+    known: Mutex<Known>,
+}
+
+/// What the files said since the last change of one.
+#[derive(Debug, Default)]
+struct Known {
+    changes: u64,
+    records: Option<Arc<Vec<ImageRecord>>>,
 }
 
 impl Records {
@@ -55,7 +64,42 @@ impl Records {
         Records {
             directory,
             writing: tokio::sync::Mutex::new(()),
+            known: Mutex::default(),
         }
+    }
+
+    /// The same as [`Records::read`], without looking at the files again while nothing changes here: this is on the way of
+    /// every create.
+    pub(super) fn known(&self) -> Result<Arc<Vec<ImageRecord>>, StoreError> {
+        let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = {
+            let known = lock();
+            if let Some(records) = &known.records {
+                return Ok(Arc::clone(records));
+            }
+            known.changes
+        };
+        let records = Arc::new(self.read()?);
+        let mut known = lock();
+        // What changed since is not in it.
+        if known.changes == changes {
+            known.records = Some(Arc::clone(&records));
+        }
+        Ok(records)
+    }
+
+    /// All records that can be read, by name and id.
+    pub(super) fn read(&self) -> Result<Vec<ImageRecord>, StoreError> {
+        let readable = self.list()?.readable.into_iter();
+        let mut records: Vec<ImageRecord> = readable.map(|stored| stored.record).collect();
+        records.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        Ok(records)
+    }
+
+    fn note_change(&self) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.changes += 1;
+        known.records = None;
     }
 
     /// All records; a damaged one is named in the log and left out.
@@ -126,13 +170,15 @@ impl Records {
             configuration: Some(image.configuration.digest.clone()),
             layers: image.layers.iter().map(|it| it.digest.clone()).collect(),
         };
-        blocking("writing the image record", move || {
+        let written = blocking("writing the image record", move || {
             let mut temporary = Temporary::beside(&path)?;
             let bytes = serde_json::to_vec_pretty(&stored)?;
             temporary.file().write_all(&bytes)?;
             temporary.publish(&path)
         })
-        .await?;
+        .await;
+        self.note_change();
+        written?;
         reached("image.recorded");
         Ok(record)
     }
@@ -145,7 +191,9 @@ impl Records {
         let Some(stored) = all.into_iter().find(|stored| stored.record.id == id) else {
             return Ok(None);
         };
-        blocking("removing the image record", move || publish::remove(&path)).await?;
+        let removed = blocking("removing the image record", move || publish::remove(&path)).await;
+        self.note_change();
+        removed?;
         reached("remove.record-removed");
         Ok(Some(stored))
     }
@@ -158,7 +206,9 @@ impl Records {
         if !all.iter().any(|stored| stored.record == known.record) {
             return Ok(false);
         }
-        blocking("removing the image record", move || publish::remove(&path)).await?;
+        let removed = blocking("removing the image record", move || publish::remove(&path)).await;
+        self.note_change();
+        removed?;
         Ok(true)
     }
 
