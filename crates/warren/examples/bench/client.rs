@@ -12,6 +12,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Connection {
     stream: BufStream<TcpStream>,
     port: u16,
+    /// Of the last answer: where the next page starts.
+    next_page: Option<String>,
 }
 
 impl Connection {
@@ -21,7 +23,13 @@ impl Connection {
         Ok(Connection {
             stream: BufStream::with_capacity(64 << 10, 16 << 10, stream),
             port,
+            next_page: None,
         })
+    }
+
+    /// Where the page after the last answer starts, where it was a page and there is another.
+    pub(crate) fn next_page(&self) -> Option<&str> {
+        self.next_page.as_deref()
     }
 
     /// Status and body.
@@ -58,12 +66,17 @@ impl Connection {
             .with_context(|| format!("no status in {line:?}"))?
             .parse()?;
         let (mut length, mut chunked) = (0usize, false);
+        self.next_page = None;
         loop {
             line.clear();
             self.stream.read_line(&mut line).await?;
             let header = line.trim_end().to_ascii_lowercase();
             if header.is_empty() {
                 break;
+            }
+            if header.starts_with("x-next-page-token:") {
+                let value = line.split_once(':').map_or("", |(_, value)| value.trim());
+                self.next_page = Some(value.to_owned());
             }
             if let Some(value) = header.strip_prefix("content-length:") {
                 length = value.trim().parse()?;

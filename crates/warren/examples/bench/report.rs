@@ -66,6 +66,11 @@ pub(crate) struct Row {
     pub(crate) control: Option<(f64, f64)>,
     /// Pairs, or runs.
     pub(crate) runs: usize,
+    /// How it was measured, and which commit.
+    #[serde(default)]
+    pub(crate) command: String,
+    #[serde(default)]
+    pub(crate) commit: String,
 }
 
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -122,6 +127,8 @@ impl Row {
             aim,
             control: (warren.len() >= 4).then(|| (control(warren), control(reference))),
             runs: warren.len(),
+            command: String::new(),
+            commit: String::new(),
         }
     }
 
@@ -143,9 +150,16 @@ impl Row {
             reference: bound,
             ratio: warren / bound,
             aim: Aim::AtMost(1.0),
-            control: None,
+            // A bound does not differ from itself.
+            control: (measured.len() >= 4).then(|| (control(measured), 1.0)),
             runs: measured.len(),
+            command: String::new(),
+            commit: String::new(),
         }
+    }
+
+    fn is_noisy(&self) -> bool {
+        self.worst_control() > NOISE
     }
 
     fn worst_control(&self) -> f64 {
@@ -162,6 +176,9 @@ pub(crate) struct Report {
     /// Where the time of one create goes, in milliseconds, by phase.
     #[serde(default)]
     pub(crate) breakdown: BTreeMap<String, f64>,
+    /// What it was measured on.
+    #[serde(default)]
+    pub(crate) machine: String,
 }
 
 fn figure(value: f64) -> String {
@@ -208,15 +225,68 @@ impl Report {
         lines.join("\n")
     }
 
-    /// Rows whose arms differ too much from themselves for a ratio to count.
-    pub(crate) fn noisy(&self) -> impl Iterator<Item = &Row> {
-        self.rows.iter().filter(|row| row.worst_control() > NOISE)
+    /// Takes over what was measured anew, row by row; but no row that the machine was too noisy for.
+    pub(crate) fn take_over(&mut self, newer: Report) {
+        for row in newer.rows {
+            if row.is_noisy() {
+                continue;
+            }
+            match self.rows.iter_mut().find(|known| known.name == row.name) {
+                Some(known) => *known = row,
+                None => self.rows.push(row),
+            }
+        }
+        self.rows.sort_by(|a, b| a.name.cmp(&b.name));
+        if !newer.breakdown.is_empty() {
+            self.breakdown = newer.breakdown;
+        }
+        self.machine = newer.machine;
     }
 
-    /// Every row that misses its aim, or is worse than the committed table by more than a tenth.
+    /// The page of the documentation.
+    pub(crate) fn page(&self) -> String {
+        let mut commands: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+        for row in &self.rows {
+            let key = (row.command.as_str(), row.commit.as_str());
+            commands.entry(key).or_default().push(&row.name);
+        }
+        let commands: Vec<String> = commands
+            .into_iter()
+            .map(|((command, commit), rows)| {
+                format!("- `{command}` at {commit}: {}", rows.join(", "))
+            })
+            .collect();
+        format!(
+            "# Measured\n\n\
+             Written by `./dev bench -- … --record`; the figures are also in `bench.json`, against which `./dev bench --check` \
+             compares.\n\n\
+             Both arms of a row run in turn in one process, in pairs of alternating order; the ratio is the median of the \
+             pairs' ratios. *A/A* is an arm's even pairs against its odd ones: a row in which it is further from 1 than \
+             {noise} is not recorded. Figures of different machines cannot be compared; ratios can.\n\n\
+             Machine: {machine}\n\n\
+             {commands}\n\n\
+             {table}\n\n\
+             *Running* is said by the server when the guest's agent has said that it is ready. *Bare QEMU* is the same binary \
+             with the very arguments of one of Warren's own VMMs (read back from the process, descriptors replaced by paths), \
+             the same kernel, initramfs, disks and agent and a ready-made TAP; it ends with the same word of the agent. The \
+             fake hypervisor runs no machines: what is left is Warren alone, guests' agents included, which it plays itself.\n",
+            noise = NOISE,
+            machine = self.machine,
+            commands = commands.join("\n"),
+            table = self.table(),
+        )
+    }
+
+    /// Rows whose arms differ too much from themselves for a ratio to count.
+    pub(crate) fn noisy(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.is_noisy())
+    }
+
+    /// Every row that misses its aim, or is worse than the committed table by more than a tenth. Nothing is said of rows
+    /// that the machine was too noisy for.
     pub(crate) fn complaints(&self, committed: &Report) -> Vec<String> {
         let mut complaints = Vec::new();
-        for row in &self.rows {
+        for row in self.rows.iter().filter(|row| !row.is_noisy()) {
             let before = committed.rows.iter().find(|other| other.name == row.name);
             match before {
                 Some(before) if row.aim.is_worse(row.ratio, before.ratio) => {

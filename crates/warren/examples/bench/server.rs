@@ -150,6 +150,10 @@ impl BenchServer {
         self.data.path().join("instances")
     }
 
+    pub(crate) fn store(&self) -> PathBuf {
+        self.data.path().join("store.db")
+    }
+
     pub(crate) async fn call(
         &self,
         method: &str,
