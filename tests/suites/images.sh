@@ -245,13 +245,13 @@ tree_sum() {
 image_goes_out_as_it_came() {
     local digest
     digest=$(skopeo inspect --tls-verify=false -f '{{.Digest}}' "docker://$REGISTRY/worker:1")
-    warren save -q "$REGISTRY/worker:1" --file "$WORK/out.oci"
-    warren save -q "$REGISTRY/worker:1" --format docker-archive >"$WORK/out.docker"
-    warren save -q "$REGISTRY/worker:1" --format oci-dir --file "$WORK/out"
-    expect "$digest" "$(skopeo inspect -f '{{.Digest}}' "oci-archive:$WORK/out.oci:1")"
-    expect "$digest" "$(skopeo inspect -f '{{.Digest}}' "oci:$WORK/out:1")"
-    skopeo --insecure-policy copy -q "docker-archive:$WORK/out.docker" "dir:$WORK/out.dir"
-    warren load -q "$WORK/out.docker" --name localhost/again:1
+    warren save -q "$REGISTRY/worker:1" --file "$WORK/saved.oci"
+    warren save -q "$REGISTRY/worker:1" --format docker-archive >"$WORK/saved.docker"
+    warren save -q "$REGISTRY/worker:1" --format oci-dir --file "$WORK/saved"
+    expect "$digest" "$(skopeo inspect -f '{{.Digest}}' "oci-archive:$WORK/saved.oci:1")"
+    expect "$digest" "$(skopeo inspect -f '{{.Digest}}' "oci:$WORK/saved:1")"
+    skopeo --insecure-policy copy -q "docker-archive:$WORK/saved.docker" "dir:$WORK/saved.dir"
+    warren load -q "$WORK/saved.docker" --name localhost/again:1
     expect "$digest" "$(warren images -o json |
         python3 -c 'import json, sys; print(*(i["digest"] for i in json.load(sys.stdin) if i["name"] == "localhost/again:1"))')"
     warren rmi localhost/again:1

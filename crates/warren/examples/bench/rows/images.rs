@@ -33,7 +33,7 @@ pub(crate) async fn measure(pairs: usize, report: &mut Report) -> anyhow::Result
         let layout = layouts.join(name);
         let work = tempfile::Builder::new().prefix("wrnb").tempdir()?;
         let (rounds, mut arms) = (pairs.min(most), Arms::default());
-        let mut once = |arm: usize, arms: &mut Arms| -> anyhow::Result<()> {
+        let once = |arm: usize, arms: &mut Arms| -> anyhow::Result<()> {
             match arm {
                 0 => arms.warren.push(load(&server, &layout)?),
                 1 => arms.by_hand.push(unpack_and_make(&layout, work.path())?),
