@@ -56,7 +56,9 @@ pub(crate) fn guest_error(error: ClientError) -> PortError {
     let class = match &error {
         ClientError::Version { .. } | ClientError::Protocol(_) => warren_core::ErrorClass::Invalid,
         ClientError::Refused { .. } => warren_core::ErrorClass::Invalid,
+        ClientError::NotKnown { .. } => warren_core::ErrorClass::Unsupported,
         ClientError::AttachTimeout { .. }
+        | ClientError::NotHeld { .. }
         | ClientError::ChannelGone(_)
         | ClientError::AnswerTimeout { .. }
         | ClientError::SessionOver => warren_core::ErrorClass::Retry,

@@ -27,7 +27,9 @@ use crate::protocol::{
     AttachKey, BootConfig, ExecInput, ExecRequest, ExitReport, ExitStatus, GuestStats,
     OutputStream, ReadyReport,
 };
-use crate::serve::{self, ExecIo, Failure, HangUp, HostPresence, LogStore, Machine, StatusCell};
+use crate::serve::{
+    self, ExecIo, Failure, HangUp, Hold, HostPresence, LogStore, Machine, StatusCell,
+};
 
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
@@ -41,6 +43,27 @@ pub struct Behaviour {
     pub boot_failure: Option<String>,
     /// What becomes of signals to the workload.
     pub signals: SignalHandling,
+    /// Whether it knows how to freeze.
+    pub freezing: Freezing,
+}
+
+/// What becomes of a wish to freeze.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Freezing {
+    /// It is fulfilled.
+    #[default]
+    Works,
+    /// It is refused in words.
+    Refused,
+}
+
+/// Whether the made-up disk is held still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stillness {
+    /// It is written to.
+    Moving,
+    /// It is frozen.
+    Frozen,
 }
 
 /// What the workload does with signals.
@@ -67,6 +90,7 @@ struct DoubleMachine {
     signal: watch::Sender<i32>,
     power: watch::Sender<Power>,
     time: Mutex<u64>,
+    stillness: watch::Sender<Stillness>,
 }
 
 /// Whether the made-up machine is on.
@@ -90,6 +114,7 @@ impl Double {
                 signal: watch::Sender::new(0),
                 power: watch::Sender::new(Power::On),
                 time: Mutex::new(0),
+                stillness: watch::Sender::new(Stillness::Moving),
             }),
         }
     }
@@ -112,6 +137,12 @@ impl Double {
         let mut power = self.machine.power.subscribe();
         // The sender lives in `self`.
         let _ = power.wait_for(|power| *power == Power::Off).await;
+    }
+
+    /// Whether its disk is held still, as it changes.
+    #[must_use]
+    pub fn stillness(&self) -> watch::Receiver<Stillness> {
+        self.machine.stillness.subscribe()
     }
 
     /// The clock as a host last set it, in nanoseconds since 1970.
@@ -338,6 +369,22 @@ impl Machine for DoubleMachine {
             }
         };
         (report, io)
+    }
+
+    async fn freeze(&self, deadline: Duration) -> Result<Hold, String> {
+        if self.behaviour.freezing == Freezing::Refused {
+            return Err("its disk cannot be frozen".to_owned());
+        }
+        let (freeze, thaw) = (self.stillness.clone(), self.stillness.clone());
+        let turn = |disk: &watch::Sender<Stillness>, into: Stillness| {
+            let turned = disk.send_if_modified(|now| std::mem::replace(now, into) != into);
+            turned
+                .then_some(())
+                .ok_or(format!("it is {into:?} already"))
+        };
+        let freeze = move || turn(&freeze, Stillness::Frozen);
+        let thaw = move || turn(&thaw, Stillness::Moving);
+        serve::hold(deadline, freeze, thaw).await
     }
 
     async fn connect(&self, address: IpAddr, port: u16) -> std::io::Result<tokio::net::TcpStream> {

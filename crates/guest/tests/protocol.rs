@@ -7,11 +7,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use warren_guest::client::{ClientError, GuestClient, GuestEvent, GuestEvents};
-use warren_guest::double::{Behaviour, Double, SignalHandling};
+use warren_guest::double::{Behaviour, Double, Freezing, SignalHandling, Stillness};
 use warren_guest::protocol::message::ExecRequest;
 use warren_guest::protocol::{
-    AttachKey, BootConfig, ExecOutput, ExitReport, ExitStatus, LogEntry, StdinMode, WorkloadConfig,
+    AttachKey, BootConfig, ControlEvent, ControlRequest, ExecOutput, ExitReport, ExitStatus,
+    FrameReader, FrameWriter, LogEntry, PROTOCOL_VERSION, StdinMode, WorkloadConfig, mux,
 };
+use warren_guest::serve::Link;
 
 const KEY: AttachKey = AttachKey(*b"\x01key of a test\x02\x03");
 const SOON: Duration = Duration::from_secs(10);
@@ -353,4 +355,125 @@ async fn a_guest_that_answers_with_noise_ends_the_session_and_nothing_else() {
         let attached = GuestClient::attach(host, &KEY, Duration::from_secs(2)).await;
         assert!(attached.is_err());
     }
+}
+
+async fn becomes(stillness: &mut tokio::sync::watch::Receiver<Stillness>, wanted: Stillness) {
+    timeout(SOON, stillness.wait_for(|now| *now == wanted))
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_is_still_until_the_host_says_otherwise() {
+    let double = Double::new(Behaviour::default());
+    let line = SerialLine::to(&double);
+    let (client, _events) = line.attach().await;
+    let mut stillness = double.stillness();
+    let frozen = client.freeze(SOON).await.unwrap();
+    assert_eq!(*stillness.borrow_and_update(), Stillness::Frozen);
+    // The session is good for anything else meanwhile.
+    client.ping().await.unwrap();
+    assert!(matches!(
+        client.freeze(SOON).await,
+        Err(ClientError::Refused { .. })
+    ));
+    frozen.thaw().await.unwrap();
+    assert_eq!(*stillness.borrow_and_update(), Stillness::Moving);
+}
+
+#[tokio::test]
+async fn a_disk_goes_on_whatever_becomes_of_the_host() {
+    let double = Double::new(Behaviour::default());
+    let line = SerialLine::to(&double);
+    let mut stillness = double.stillness();
+
+    let (client, events) = line.attach().await;
+    drop(client.freeze(SOON).await.unwrap());
+    becomes(&mut stillness, Stillness::Moving).await;
+
+    // A host that dies is missed when the next one attaches, at the latest.
+    let frozen = client.freeze(SOON).await.unwrap();
+    becomes(&mut stillness, Stillness::Frozen).await;
+    drop((frozen, client, events));
+    let (client, _events) = line.attach().await;
+    becomes(&mut stillness, Stillness::Moving).await;
+
+    // A host that neither dies nor says anything.
+    let frozen = client.freeze(Duration::from_millis(20)).await.unwrap();
+    becomes(&mut stillness, Stillness::Moving).await;
+    assert!(matches!(
+        frozen.thaw().await,
+        Err(ClientError::NotHeld { .. })
+    ));
+    client.freeze(SOON).await.unwrap().thaw().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_says_why_it_does_not_hold_still() {
+    let double = Double::new(Behaviour {
+        freezing: Freezing::Refused,
+        ..Behaviour::default()
+    });
+    let line = SerialLine::to(&double);
+    let (client, _events) = line.attach().await;
+    let refused = client.freeze(SOON).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("cannot be frozen"),
+        "{refused}"
+    );
+    client.ping().await.unwrap();
+}
+
+/// An agent from before there were freeze streams: it answers pings, and drops streams that it cannot read.
+async fn serve_as_an_older_agent(stream: UnixStream) {
+    let mut link = Link::new(stream, &KEY);
+    let session = link.attach().await.unwrap().unwrap();
+    let (streams, mut accepted) = tokio::sync::mpsc::unbounded_channel();
+    let driver = mux::guest(session, move |stream| {
+        let _ = streams.send(stream);
+    });
+    let answering = async {
+        while let Some(stream) = accepted.recv().await {
+            let (read, write) = tokio::io::split(stream);
+            let mut reader = FrameReader::new(read, 4096);
+            let mut writer = FrameWriter::new(write);
+            let open: serde_json::Value = reader.message().await.unwrap();
+            if open["stream"] != "control" {
+                continue;
+            }
+            let hello = ControlEvent::Hello {
+                protocol: PROTOCOL_VERSION,
+                agent: "0.0.1".to_owned(),
+                instance_id: None,
+            };
+            writer.message(&hello).await.unwrap();
+            tokio::spawn(async move {
+                while let Ok(ControlRequest::Ping { id }) = reader.message().await {
+                    writer.message(&ControlEvent::Pong { id }).await.unwrap();
+                }
+            });
+        }
+    };
+    tokio::select! {
+        _ = driver => {}
+        () = answering => {}
+    }
+}
+
+#[tokio::test]
+async fn an_older_agent_is_told_from_a_lost_one() {
+    let (near, far) = UnixStream::pair().unwrap();
+    let guest = tokio::spawn(serve_as_an_older_agent(far));
+    let (client, _events) = GuestClient::attach(near, &KEY, SOON).await.unwrap();
+    assert!(matches!(
+        client.freeze(SOON).await,
+        Err(ClientError::NotKnown { request: "freeze" })
+    ));
+    guest.abort();
+    let _ = guest.await;
+    assert!(!matches!(
+        client.freeze(SOON).await,
+        Ok(_) | Err(ClientError::NotKnown { .. })
+    ));
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-use warren_guest::client::{GuestClient, GuestEvent, GuestEvents, unix_nanos_now};
+use warren_guest::client::{ClientError, GuestClient, GuestEvent, GuestEvents, unix_nanos_now};
 use warren_guest::protocol::boot::InterfaceAddress;
 use warren_guest::protocol::{
     AttachKey, BootConfig, ExecOutput, ExecRequest, ExitReport, ExitStatus, HostEntry, LogEntry,
@@ -678,6 +678,60 @@ async fn commands(client: &GuestClient) {
     assert_eq!(rest.exit, ExitReport::code(9));
 }
 
+/// A workload that writes all the time is held still: the disk does not change, and a copy of it is clean.
+async fn holding_still(vm: &Vm, client: &GuestClient) {
+    let upper = vm.directory.path().join("upper.ext4");
+    let changed = || fs::metadata(&upper).unwrap().modified().unwrap();
+    let writing = ExecRequest {
+        command: words(&[
+            "sh",
+            "-c",
+            "n=0; while true; do n=$((n+1)); echo $n > /written; dd if=/dev/zero of=/bulk bs=64k count=8 \
+             2>/dev/null; done",
+        ]),
+        user: Some("root".to_owned()),
+        ..ExecRequest::default()
+    };
+    let writer = client.exec(writing).await.unwrap();
+    let mut counts = Vec::new();
+    for _ in 0..3 {
+        let frozen = client.freeze(SOON).await.unwrap();
+        let before = changed();
+        let copy = vm.directory.path().join("copy.ext4");
+        fs::copy(&upper, &copy).unwrap();
+        // What only reads goes on meanwhile; what writes waits, and the agent waits for neither.
+        let (text, _) = shell(client, "cat /etc/hostname").await;
+        assert_eq!(text, "web\n");
+        assert_eq!(changed(), before);
+        frozen.thaw().await.unwrap();
+        run("e2fsck", &["-fn", copy.to_str().unwrap()]);
+        let (count, _) = shell(client, "cat /written").await;
+        counts.push(count.trim().parse::<u64>().unwrap_or(0));
+    }
+    let more = timeout(SOON, async {
+        loop {
+            let (count, _) = shell(client, "cat /written").await;
+            if count
+                .trim()
+                .parse::<u64>()
+                .is_ok_and(|count| count > counts[2])
+            {
+                return;
+            }
+        }
+    });
+    more.await.unwrap();
+    // A host that says nothing more: the guest's own time is up.
+    let frozen = client.freeze(Duration::from_millis(100)).await.unwrap();
+    let (written, _) = shell(client, "echo on > /tmp/goes-on && cat /tmp/goes-on").await;
+    assert_eq!(written, "on\n");
+    assert!(matches!(
+        frozen.thaw().await,
+        Err(ClientError::NotHeld { .. })
+    ));
+    drop(writer);
+}
+
 async fn until(output: &mut warren_guest::client::ExecReader, text: &str) -> String {
     let mut seen = String::new();
     while !seen.contains(text) {
@@ -692,6 +746,33 @@ async fn until(output: &mut warren_guest::client::ExecReader, text: &str) -> Str
         }
     }
     seen
+}
+
+#[tokio::test]
+async fn a_guest_that_writes_holds_still_and_goes_on_whatever_happens() {
+    if let Some(reason) = missing() {
+        return skip(
+            "a_guest_that_writes_holds_still_and_goes_on_whatever_happens",
+            &reason,
+        );
+    }
+    let mut vm = Vm::start(&kernels()[0]);
+    let (client, mut events) = vm.attach().await;
+    client.boot(config(&["sh", "-c", COUNTING])).await.unwrap();
+    while !matches!(event(&mut events).await, GuestEvent::Started { .. }) {}
+    holding_still(&vm, &client).await;
+    // A frozen disk does not keep a guest from leaving, nor from leaving it clean.
+    let _frozen = client.freeze(SOON).await.unwrap();
+    client
+        .shutdown(None, Duration::from_secs(20))
+        .await
+        .unwrap();
+    let exited = GuestEvent::Exited(ExitReport::code(3));
+    while event(&mut events).await != exited {}
+    client.ack_exit().await.unwrap();
+    vm.gone().await;
+    let upper = vm.directory.path().join("upper.ext4");
+    run("e2fsck", &["-fn", upper.to_str().unwrap()]);
 }
 
 #[tokio::test]

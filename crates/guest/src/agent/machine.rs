@@ -14,12 +14,12 @@ use tokio::time::timeout;
 use super::process::{self, Connection, Control, Input, Launch, Pipe, Process};
 use super::reaper::Reaper;
 use super::users::{self, User};
-use super::{capture, command, console, etc, mounts, network, stats, system};
+use super::{capture, command, console, etc, freeze, mounts, network, stats, system};
 use crate::protocol::{
     BootConfig, ExecInput, ExecRequest, ExitReport, GuestStats, OutputStream, ReadyReport,
     StdinMode, WorkloadConfig,
 };
-use crate::serve::{ExecIo, Failure, HostPresence, LogStore, Machine, StatusCell};
+use crate::serve::{ExecIo, Failure, Hold, HostPresence, LogStore, Machine, StatusCell};
 
 const ETC: &str = "/etc";
 const SIGTERM: i32 = 15;
@@ -375,6 +375,13 @@ impl Machine for AgentMachine {
         };
         let report = command::attend(&mut process, &mut io, connection, limit).await;
         (report, io)
+    }
+
+    async fn freeze(&self, deadline: Duration) -> Result<Hold, String> {
+        match mounts::writable() {
+            Some(directory) => freeze::freeze(directory, deadline).await,
+            None => Err("it has no writable disk".to_owned()),
+        }
     }
 
     async fn connect(&self, address: IpAddr, port: u16) -> io::Result<tokio::net::TcpStream> {

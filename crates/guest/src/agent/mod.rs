@@ -17,6 +17,7 @@ mod command;
 mod commandline;
 mod console;
 mod etc;
+mod freeze;
 mod machine;
 mod modules;
 mod mounts;

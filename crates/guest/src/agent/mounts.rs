@@ -143,6 +143,14 @@ pub(super) async fn enter_root(command_line: &CommandLine) -> Result<(), MountEr
     Ok(())
 }
 
+/// Another handle on the writable disk, if there is one.
+pub(super) fn writable() -> Option<File> {
+    let directory = WRITABLE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    directory.as_ref()?.try_clone().ok()
+}
+
 /// The writable disk, if there is one; the second caller gets nothing.
 pub(super) fn take_writable() -> Option<File> {
     WRITABLE

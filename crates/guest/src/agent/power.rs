@@ -8,7 +8,7 @@ use rustix::mount::{MountFlags, mount_remount};
 use rustix::process::{WaitOptions, wait};
 use rustix::system::{RebootCommand, reboot};
 
-use super::process;
+use super::{freeze, process};
 
 /// How long killed processes may take to let go of the file system.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
@@ -18,6 +18,10 @@ const KILL_DEADLINE: Duration = Duration::from_secs(2);
 /// The VM ends by a *restart*: without ACPI a power-off only halts the CPU, and QEMU stays. With `-no-reboot`
 /// (and `reboot=t` on the kernel's command line, a triple fault) a restart makes it exit.
 pub(super) fn off(writable: Option<File>) -> ! {
+    if let Some(directory) = &writable {
+        // Whoever waits to write could not be killed. It is not frozen, most of the time.
+        let _ = freeze::thaw_now(directory);
+    }
     process::kill_everything();
     let deadline = Instant::now() + KILL_DEADLINE;
     while Instant::now() < deadline {

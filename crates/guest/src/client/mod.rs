@@ -22,9 +22,11 @@
 
 mod attach;
 mod exec;
+mod freeze;
 mod logs;
 
 pub use exec::{ExecHandle, ExecReader, ExecWriter};
+pub use freeze::FrozenDisk;
 pub use logs::LogReader;
 
 use std::collections::HashMap;
@@ -78,9 +80,21 @@ pub enum ClientError {
         /// What it was given.
         deadline: Duration,
     },
-    /// The guest refused a connection.
-    #[error("the guest could not connect: {message}")]
+    /// The guest refused a connection, or to hold still.
+    #[error("the guest refused: {message}")]
     Refused {
+        /// The guest's words: unchecked text.
+        message: String,
+    },
+    /// The guest's agent is older than what was asked of it.
+    #[error("the guest's agent does not know {request}")]
+    NotKnown {
+        /// What was asked.
+        request: &'static str,
+    },
+    /// The guest went on while it should have held still.
+    #[error("the guest did not hold still: {message}")]
+    NotHeld {
         /// The guest's words: unchecked text.
         message: String,
     },

@@ -8,6 +8,7 @@
 //! | input | [`ExecInput`], to the workload | nothing |
 //! | logs | nothing | [`LogEntry`] |
 //! | connect | raw bytes after the reply | [`OpenReply`], then raw bytes |
+//! | freeze | [`super::FreezeRequest`] | [`super::FreezeReply`] |
 
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,11 @@ pub enum Open {
         address: std::net::IpAddr,
         /// The port.
         port: u16,
+    },
+    /// Hold the writable file system still. Agents that are older than this end the stream without an answer.
+    Freeze {
+        /// Go on after so long, whatever happens; never longer than [`super::FREEZE_LIMIT`].
+        deadline_millis: u64,
     },
 }
 

@@ -15,12 +15,14 @@
 pub mod attach;
 pub mod boot;
 pub mod frame;
+pub mod freeze;
 pub mod message;
 pub mod mux;
 
 pub use attach::{AttachKey, AttachScanner, Nonce};
 pub use boot::{BootConfig, HostEntry, MountConfig, NetworkConfig, StdinMode, WorkloadConfig};
 pub use frame::{Frame, FrameError, FrameKind, FrameReader, FrameWriter};
+pub use freeze::{FREEZE_LIMIT, FreezeReply, FreezeRequest};
 pub use message::{
     ControlEvent, ControlRequest, ExecInput, ExecOutput, ExecRequest, ExitReport, ExitStatus,
     GuestStats, LogEntry, LogRecord, Open, OpenReply, OutputStream, ReadyReport, Terminal,

@@ -4,11 +4,13 @@
 //! It owns what must outlive a session: how far the boot has come ([`Status`]) and the workload's
 //! output ([`LogStore`]). Sessions come and go; the workload notices nothing.
 
+mod hold;
 mod link;
 mod logs;
 mod session;
 mod status;
 
+pub use hold::{Hold, hold};
 pub use link::{HangUp, Link};
 pub use logs::LogStore;
 pub use session::serve;
@@ -52,6 +54,11 @@ pub trait Machine: Send + Sync + 'static {
         request: ExecRequest,
         io: ExecIo,
     ) -> impl Future<Output = (ExitReport, ExecIo)> + Send;
+    /// Holds the writable file system still until the hold is let go of or dropped, `deadline` at the longest.
+    fn freeze(
+        &self,
+        deadline: std::time::Duration,
+    ) -> impl Future<Output = Result<Hold, String>> + Send;
     /// Connects to an address as seen from inside the guest.
     fn connect(
         &self,

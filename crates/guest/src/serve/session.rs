@@ -3,6 +3,7 @@
 //! Tasks of a session are dropped with it, and dropping [`Machine::exec`]'s future ends its command.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Semaphore, mpsc};
@@ -13,8 +14,9 @@ use super::{EXEC_LIMIT, ExecIo, HostPresence, LogStore, Machine, Status, StatusC
 use crate::protocol::message::{CONTROL_REQUEST_LIMIT, DATA_FRAME_LIMIT, OPEN_LIMIT};
 use crate::protocol::mux::{self, MuxStream};
 use crate::protocol::{
-    AttachKey, ControlEvent, ControlRequest, ExecInput, ExecRequest, ExitReport, FrameError,
-    FrameReader, FrameWriter, Open, OpenReply, PROTOCOL_VERSION,
+    AttachKey, ControlEvent, ControlRequest, ExecInput, ExecRequest, ExitReport, FREEZE_LIMIT,
+    FrameError, FrameReader, FrameWriter, FreezeReply, FreezeRequest, Open, OpenReply,
+    PROTOCOL_VERSION,
 };
 
 type Reader = FrameReader<ReadHalf<MuxStream>>;
@@ -99,6 +101,7 @@ impl<M: Machine> Guest<M> {
             Open::Input => self.input(reader).await,
             Open::Logs { from } => self.logs(from, reader, writer).await,
             Open::Connect { address, port } => self.connect(address, port, reader, writer).await,
+            Open::Freeze { deadline_millis } => self.freeze(deadline_millis, reader, writer).await,
         };
     }
 
@@ -278,6 +281,45 @@ impl<M: Machine> Guest<M> {
         target.write_all(&early).await?;
         tokio::io::copy_bidirectional(&mut stream, &mut target).await?;
         Ok(())
+    }
+
+    /// Every way out of here drops the hold, and with that the guest goes on.
+    async fn freeze(
+        self,
+        deadline_millis: u64,
+        mut reader: Reader,
+        mut writer: Writer,
+    ) -> Result<(), FrameError> {
+        reader.set_limit(DATA_FRAME_LIMIT);
+        let deadline = Duration::from_millis(deadline_millis).min(FREEZE_LIMIT);
+        let held = tokio::select! {
+            held = self.machine.freeze(deadline) => held,
+            // A host that is gone, or speaks out of turn.
+            _ = reader.next() => return Ok(()),
+        };
+        let mut hold = match held {
+            Ok(hold) => hold,
+            Err(message) => {
+                writer.message(&FreezeReply::Refused { message }).await?;
+                return writer.finish().await;
+            }
+        };
+        writer.message(&FreezeReply::Frozen).await?;
+        let ended = tokio::select! {
+            frame = reader.next() => {
+                let Some(frame) = frame? else { return Ok(()) };
+                let FreezeRequest::Thaw = frame.message()?;
+                hold.let_go();
+                hold.ended().await
+            }
+            early = hold.ended() => early,
+        };
+        let reply = match ended {
+            Ok(()) => FreezeReply::Thawed,
+            Err(message) => FreezeReply::Lost { message },
+        };
+        writer.message(&reply).await?;
+        writer.finish().await
     }
 }
 
