@@ -5,8 +5,10 @@
 //! was checked. Called through the ports `Images` and `Volumes` of `warren-core`.
 //!
 //! The path of an image: `source` says which layers there are and brings their bytes, `pipeline` verifies and
-//! decompresses them, `tar` and `merge` make one tree of them, `erofs` writes it, `store` publishes it.
+//! decompresses them, `tar` and `merge` make one tree of them, `erofs` writes it, `store` publishes it. The way back, from what
+//! a guest wrote to a layer: `ext4` reads its disk, `changes` makes an archive of it, and the rest is the same path.
 
+mod changes;
 mod crc32c;
 mod decompress;
 mod digest;
@@ -23,6 +25,7 @@ pub mod store;
 pub mod tar;
 pub mod volumes;
 
+pub use changes::ChangesError;
 pub use digest::{Digest, DigestError};
 pub use limits::{LimitExceeded, Limits};
 pub use store::{

@@ -1,4 +1,4 @@
-//! kill -9 at every recorded step of pull, load, prune, remove and repair: what is left is clean, whole or absent, and the
+//! kill -9 at every recorded step of pull, load, commit, prune, remove and repair: what is left is clean, whole or absent, and the
 //! same operation then succeeds, without fetching again what had been verified.
 //!
 //! The operation runs in a child: this test binary again, with an order in its environment. A run without a crash tells
@@ -15,17 +15,18 @@ use std::process::{Command, ExitStatus, Stdio};
 use serde::{Deserialize, Serialize};
 use support::registry::Registry;
 use support::{have, leftovers, one_file, quiet, run, store, temporaries, write_layout};
-use warren_core::ports::Images as _;
+use warren_core::ports::commits::CommitRequest;
 use warren_core::ports::images::{
     ImageUpkeep as _, LoadRequest, PruneRequest, PullRequest, Transport,
 };
+use warren_core::ports::{Commits as _, Images as _};
 use warren_core::storage::{PruneMode, PruneScope, Repair};
 use warren_image::{Digest, ImageStore};
 
 /// Where the child finds what to do.
 const ORDER: &str = "WARREN_TEST_ORDER";
 /// Operations of the registry that this crate also is; their own test kills them.
-const ELSEWHERE: [&str; 3] = ["commit", "discard", "receive"];
+const ELSEWHERE: [&str; 2] = ["discard", "receive"];
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Order {
@@ -37,6 +38,8 @@ struct Order {
 enum Job {
     Pull(String),
     Load(PathBuf),
+    /// The changes on this disk, of an instance of the image that was pulled.
+    Commit(PathBuf),
     PruneAll,
     Remove,
     Repair,
@@ -65,6 +68,21 @@ impl Job {
                     ..LoadRequest::default()
                 };
                 images.load(request, quiet()).await.unwrap();
+            }
+            Job::Commit(disk) => {
+                let records = images.list().await.unwrap();
+                let base = records.iter().find(|record| record.name.ends_with("web:1"));
+                let base = base.unwrap().digest.clone();
+                let request = CommitRequest {
+                    name: "localhost/committed".into(),
+                    ..CommitRequest::default()
+                };
+                images.check(&request, &base).await.unwrap();
+                let captured = images.capture(disk).await.unwrap();
+                images
+                    .commit(request, &base, captured, quiet())
+                    .await
+                    .unwrap();
             }
             Job::PruneAll => {
                 let request = PruneRequest {
@@ -197,7 +215,7 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
     if cfg!(not(debug_assertions)) {
         return support::skip(test, "without debug assertions nothing dies on order");
     }
-    if !have(test, &["docker-registry", "skopeo"]) {
+    if !have(test, &["docker-registry", "skopeo", "mkfs.ext4"]) {
         return;
     }
     let work = tempfile::tempdir().unwrap();
@@ -225,6 +243,17 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
     }
 
     let pull = Job::Pull(format!("127.0.0.1:{}/web:1", registry.port));
+    let commit = Job::Commit(changed_disk(work.path()));
+    {
+        let data = work.path().join("known-committed");
+        pull.carry_out(&data).await;
+        commit.carry_out(&data).await;
+        for record in store(&data).list().await.unwrap() {
+            let disk = store(&data).disk(&record.digest).await.unwrap();
+            let name = disk.file_name().unwrap().to_str().unwrap().to_owned();
+            disks.insert(name, std::fs::read(disk).unwrap());
+        }
+    }
     let blob = |data: &Path, n: usize| {
         let digest = Digest::of(&layers[n].0);
         data.join("images/blobs/sha256").join(digest.hex())
@@ -244,6 +273,7 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
         (Before::Empty, Job::Load(layout.clone())),
         (Before::Empty, Job::Load(docker.clone())),
         (Before::Incomplete, Job::Load(layout.clone())),
+        (Before::Pulled, commit),
         (Before::Pulled, Job::PruneAll),
         (Before::Pulled, Job::Remove),
         (Before::Damaged, Job::Repair),
@@ -345,6 +375,21 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
         .filter(|name| !hit.contains_key(name))
         .collect();
     assert_eq!(missed, Vec::<String>::new(), "never killed there");
+}
+
+/// The disk of an instance that has written a file.
+fn changed_disk(work: &Path) -> PathBuf {
+    let (tree, disk) = (work.join("tree"), work.join("changed.ext4"));
+    std::fs::create_dir_all(tree.join("upper")).unwrap();
+    std::fs::write(tree.join("upper/written"), one_file("c", 20_000).1).unwrap();
+    std::fs::File::create(&disk)
+        .unwrap()
+        .set_len(16 << 20)
+        .unwrap();
+    run(Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-d"])
+        .args([&tree, &disk]));
+    disk
 }
 
 /// How often each layer was fetched, once the registry has written down what a killed child had asked for.

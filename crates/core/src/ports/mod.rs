@@ -3,6 +3,7 @@
 //! contract suite per port is run against every adapter and its fake.
 
 pub mod clock;
+pub mod commits;
 pub mod host_link;
 pub mod hypervisor;
 pub mod images;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 pub use clock::Clock;
+pub use commits::Commits;
 pub use host_link::HostLink;
 pub use hypervisor::Hypervisor;
 pub use images::Images;

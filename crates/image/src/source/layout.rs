@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::SourceError;
 use super::archive::ArchiveIndex;
+use super::committed::Committed;
 use super::manifest::{self, Descriptor, Fetch, Image, MAX_MANIFEST, Platform, Verbatim, Wanted};
 use super::unmade::Unmade;
 use crate::digest::Digest;
@@ -113,12 +114,14 @@ pub(crate) struct Found {
     pub(crate) inputs: Vec<LayerInput>,
 }
 
-/// What a local source says of an image before its layers are read.
+/// What is known of an image before its layers are read.
 pub(crate) enum Known {
     /// Everything.
     Image(Box<Image>),
     /// Not its digest, and not its layers'.
     Unmade(Unmade),
+    /// Everything but the last layer.
+    Committed(Box<Committed>),
 }
 
 /// What an OCI layout offers, or `None` if this is not one.

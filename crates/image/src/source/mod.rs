@@ -4,6 +4,8 @@
 //! whose digest was not checked, or hold a layer in memory. Layers are verified by `pipeline` as they pass.
 
 pub(crate) mod archive;
+pub(crate) mod change;
+pub(crate) mod committed;
 pub mod containerd;
 pub(crate) mod layout;
 pub(crate) mod manifest;

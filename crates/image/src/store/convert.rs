@@ -260,6 +260,10 @@ fn known_now(
 ) -> Result<Image, StoreError> {
     let unmade = match known {
         Known::Image(image) => return Ok(*image),
+        Known::Committed(committed) => {
+            let added = layers.get(committed.base.layers.len());
+            return Ok(committed.make(added.map(made).as_ref())?);
+        }
         Known::Unmade(unmade) => unmade,
     };
     let layers = layers.iter().enumerate().map(|(index, layer)| {
@@ -268,14 +272,18 @@ fn known_now(
             what: "keeping the layers",
             source: std::io::ErrorKind::UnexpectedEof.into(),
         })?;
-        let layer = Layer {
-            digest: layer.digest.clone(),
-            size: layer.size,
-            diff_id: layer.diff_id.clone(),
-        };
-        Ok((layer, copy.compression))
+        Ok((made(layer), copy.compression))
     });
     Ok(unmade.make(layers.collect::<Result<_, StoreError>>()?)?)
+}
+
+/// A layer of which nothing was known before it was read.
+fn made(layer: &LayerOutput) -> Layer {
+    Layer {
+        digest: layer.digest.clone(),
+        size: layer.size,
+        diff_id: layer.diff_id.clone(),
+    }
 }
 
 pub(super) fn layer_event(layer: &Layer, phase: LayerPhase, bytes: u64) -> ImageProgress {

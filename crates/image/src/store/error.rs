@@ -6,9 +6,10 @@ use std::sync::Arc;
 use warren_core::PortError;
 
 use super::keep::KeepError;
+use crate::changes::ChangesError;
 use crate::digest::Digest;
 use crate::erofs::ErofsError;
-use crate::ext4::WriteError;
+use crate::ext4::{Ext4Error, WriteError};
 use crate::merge::MergeError;
 use crate::pipeline::ConvertError;
 use crate::source::SourceError;
@@ -74,6 +75,12 @@ pub enum StoreError {
         #[source]
         source: WriteError,
     },
+    /// The image that an instance runs from, as it came.
+    #[error("the layers of {0}, which the instance runs from, are not here any more")]
+    BaseGone(Digest),
+    /// What an instance has changed.
+    #[error(transparent)]
+    Changes(#[from] ChangesError),
     /// A record that cannot be read: nobody knows what it reached.
     #[error("the image record {} is damaged", .0.display())]
     RecordDamaged(PathBuf),
@@ -109,6 +116,10 @@ fn describe(error: &StoreError) -> PortError {
         StoreError::DiskGone(name) => PortError::conflict("image_disk_missing", text)
             .with_hint(format!("`warren image verify --repair {name}` makes it again")),
         StoreError::Export { name, source } => super::export::describe(name, source),
+        StoreError::BaseGone(_) => PortError::conflict("image_layers_gone", text).with_hint(
+            "pull or load that image again, the very same one, then commit again",
+        ),
+        StoreError::Changes(changes) => describe_changes(changes),
         StoreError::RecordDamaged(_) => PortError::conflict("image_record_damaged", text)
             .with_hint("nothing is removed while it is there: restore it from a backup, or delete the file and pull its image again"),
     }
@@ -162,6 +173,9 @@ fn describe_convert(error: &ConvertError) -> PortError {
             let registry = inner.and_then(|it| it.downcast_ref::<Arc<RegistryError>>());
             let keep = inner.and_then(|it| it.downcast_ref::<KeepError>());
             let containerd = inner.and_then(|it| it.downcast_ref::<ContainerdError>());
+            if let Some(changes) = inner.and_then(|it| it.downcast_ref::<ChangesError>()) {
+                return describe_changes(changes);
+            }
             match (registry, keep, containerd) {
                 (Some(registry), _, _) => registry.describe(),
                 (None, Some(KeepError(source)), _) => io("writing a layer", source),
@@ -182,6 +196,28 @@ fn describe_convert(error: &ConvertError) -> PortError {
         }
         ConvertError::Limit(_) => limit(text),
         ConvertError::Cancelled => PortError::retry("cancelled", text),
+    }
+}
+
+fn describe_changes(error: &ChangesError) -> PortError {
+    let text = error.to_string();
+    let because = |why: &dyn std::error::Error| format!("{text}: {why}");
+    match error {
+        ChangesError::Disk(Ext4Error::Read(source)) => io(&text, source),
+        ChangesError::Disk(source @ Ext4Error::Unsupported(_)) => {
+            PortError::unsupported("disk_unreadable", because(source))
+        }
+        ChangesError::Disk(source @ (Ext4Error::NotExt4 | Ext4Error::Damaged(_))) => {
+            PortError::invalid("disk_damaged", because(source)).with_hint(
+                "stop the instance, start it again, and commit it then: its guest repairs its disk",
+            )
+        }
+        ChangesError::Base(source) => PortError::invalid("image_damaged", because(source))
+            .with_hint("`warren image verify --repair` puts it right"),
+        ChangesError::Unspeakable { .. } => PortError::invalid("change_unrepresentable", text)
+            .with_hint("rename or remove it, then commit again"),
+        ChangesError::Limit(_) => limit(text),
+        ChangesError::Write(source) => io(&text, source),
     }
 }
 

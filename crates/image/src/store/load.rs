@@ -14,7 +14,7 @@ use crate::pipeline::{ConvertError, LayerInput};
 use crate::source::layout::{Found, Known};
 use crate::source::manifest::Image;
 use crate::source::unmade::Unmade;
-use crate::source::{Reference, open_local};
+use crate::source::{Reference, SourceError, open_local};
 
 impl ImageStore {
     pub(super) async fn load_images(
@@ -26,10 +26,7 @@ impl ImageStore {
             records::check_id(id)?;
         }
         let given = match &request.name {
-            Some(name) => Some(
-                name.parse::<Reference>()
-                    .map_err(crate::source::SourceError::from)?,
-            ),
+            Some(name) => Some(name.parse::<Reference>().map_err(SourceError::from)?),
             None => None,
         };
         let (platform, wanted) = platform_of(request.platform.as_deref())?;
@@ -56,6 +53,8 @@ impl ImageStore {
                     self.load_unmade(new, unmade, found.inputs, &progress)
                         .await?
                 }
+                // No file says this.
+                Known::Committed(_) => return Err(SourceError::NotAnImage.into()),
             });
         }
         Ok(records)

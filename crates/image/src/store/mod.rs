@@ -14,6 +14,7 @@
 
 mod budget;
 mod collect;
+mod commit;
 mod content;
 mod convert;
 mod disks;

@@ -1,4 +1,4 @@
-//! A streaming reader of tar archives as layers are: ustar, GNU, PAX (POSIX.1-2001), all three PAX sparse forms
+//! A streaming reader and writer of tar archives as layers are: ustar, GNU, PAX (POSIX.1-2001), all three PAX sparse forms
 //! and the old GNU one, names and values as bytes.
 //!
 //! Owns: the bytes between the decompressor and the merge. Must never: decide what a name means on a file
@@ -10,11 +10,13 @@
 
 mod acl;
 mod header;
+mod layer;
 mod pax;
 mod reader;
 mod sparse;
 pub(crate) mod writer;
 
+pub use layer::Writer;
 pub use reader::{Entry, EntryKind, Reader};
 
 /// Why a layer's archive cannot be read.

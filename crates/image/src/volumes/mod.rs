@@ -108,6 +108,15 @@ impl WritableDisks {
     }
 }
 
+/// A copy of a disk without a name of its own: gone with the last handle on it, and with the process.
+pub(crate) fn nameless_copy(disk: &Path) -> io::Result<std::fs::File> {
+    let directory = disk.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let from = std::fs::File::open(disk)?;
+    let mut copy = tempfile::tempfile_in(directory)?;
+    clone::sparse(&from, &mut copy)?;
+    Ok(copy)
+}
+
 async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,

@@ -62,6 +62,16 @@ impl Source for File {
     }
 }
 
+impl Source for &File {
+    fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<()> {
+        self.read_exact_at(into, at)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}
+
 impl Source for &[u8] {
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<()> {
         let end = usize::try_from(at)
