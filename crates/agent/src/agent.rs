@@ -3,6 +3,7 @@
 use crate::actor::Actor;
 use crate::adopt;
 use crate::attach;
+use crate::commit::Committing;
 use crate::context::{Actors, AgentConfig, Context, InstanceShared, Ports, disk_path};
 use crate::guest_session::GuestSession;
 use crate::images::AgentImages;
@@ -58,18 +59,24 @@ impl Agent {
             })?;
         }
         let actors = Arc::<Actors>::default();
+        let board = StatusBoard::new();
         let images = AgentImages::new(
             Arc::clone(&ports.images),
             Arc::clone(&ports.registry),
             Arc::clone(&ports.outlet),
             Arc::clone(&actors),
+            Committing::new(
+                Arc::clone(&ports.commits),
+                Arc::clone(&actors),
+                board.clone(),
+            ),
         );
         let records = adopt::take_over(&config.instances)?;
         let agent = Arc::new(Agent {
             context: Arc::new(Context {
                 ports,
                 config,
-                board: StatusBoard::new(),
+                board,
             }),
             actors,
             images,

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use warren_core::instance::InstanceIntent;
 use warren_core::ports::network::AttachmentSpec;
 use warren_core::ports::{
-    Clock, Hypervisor, ImageOutlet, Images, InstanceHome, Network, Registry, Volumes,
+    Clock, Commits, Hypervisor, ImageOutlet, Images, InstanceHome, Network, Registry, Volumes,
 };
 use warren_core::{InstallationId, InstanceId};
 
@@ -26,6 +26,8 @@ pub struct Ports {
     pub registry: Arc<dyn Registry>,
     /// Their ways out.
     pub outlet: Arc<dyn ImageOutlet>,
+    /// Images of instances' changes.
+    pub commits: Arc<dyn Commits>,
     /// Writable disks.
     pub volumes: Arc<dyn Volumes>,
     /// The guests' network.

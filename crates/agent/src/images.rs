@@ -1,5 +1,6 @@
 //! The image side of the host: imports as cancellable streams of progress.
 
+use crate::commit::Committing;
 use crate::context::Actors;
 use async_trait::async_trait;
 use std::sync::{Arc, PoisonError};
@@ -19,6 +20,7 @@ pub(crate) struct AgentImages {
     registry: Arc<dyn Registry>,
     outlet: Arc<dyn ImageOutlet>,
     actors: Arc<Actors>,
+    committing: Committing,
 }
 
 impl AgentImages {
@@ -27,12 +29,14 @@ impl AgentImages {
         registry: Arc<dyn Registry>,
         outlet: Arc<dyn ImageOutlet>,
         actors: Arc<Actors>,
+        committing: Committing,
     ) -> Self {
         AgentImages {
             images,
             registry,
             outlet,
             actors,
+            committing,
         }
     }
 
@@ -73,6 +77,7 @@ impl HostImages for AgentImages {
     async fn import(&self, import: ImageImport) -> Result<BoxStream<ImageUpdate>, PortError> {
         let (sender, updates) = mpsc::channel(BACKLOG);
         let images = Arc::clone(&self.images);
+        let committing = self.committing.clone();
         let progress_sender = sender.clone();
         let progress: ProgressSink = Arc::new(move |progress| {
             // A slow reader misses steps, never the result.
@@ -85,6 +90,10 @@ impl HostImages for AgentImages {
                     .await
                     .map(|record| vec![record]),
                 ImageImport::Load(request) => images.load(request, progress).await,
+                ImageImport::Commit(id, request) => committing
+                    .commit(&id, request, progress)
+                    .await
+                    .map(|record| vec![record]),
             };
             let _ = sender.send(ImageUpdate::Done(result)).await;
         });

@@ -10,6 +10,7 @@ mod adopt;
 mod agent;
 mod attach;
 mod bootstrap;
+mod commit;
 mod console;
 mod context;
 mod guest_session;

@@ -36,6 +36,12 @@ impl StatusBoard {
         }
     }
 
+    /// What an instance was last seen as.
+    pub(crate) fn status(&self, id: &InstanceId) -> Option<InstanceStatus> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.get(id).cloned()
+    }
+
     /// Forgets an instance that is gone.
     pub(crate) fn forget(&self, id: &InstanceId) {
         self.current

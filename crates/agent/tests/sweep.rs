@@ -33,6 +33,7 @@ async fn interleave(seed: u64, place: &Path, store: &Arc<ImageStore>) -> Vec<Str
         images: Arc::new(TurnDisks(Arc::clone(&turns))),
         registry: store.clone(),
         outlet: store.clone(),
+        commits: store.clone(),
         volumes: Arc::new(TurnDisks(Arc::clone(&turns))),
         network: Arc::new(TurnNetwork {
             turns: Arc::clone(&turns),

@@ -129,6 +129,40 @@ pub struct ExportImageRequest {
     pub size_bytes: Option<u64>,
 }
 
+/// An image to make of what an instance has changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CommitInstanceRequest {
+    /// The reference to give it.
+    #[schema(example = "team/web:2", min_length = 1, max_length = 512)]
+    pub name: String,
+    /// The id to give it; made from its digest when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(
+        example = "img-web",
+        min_length = 1,
+        max_length = 63,
+        pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+    )]
+    pub id: Option<String>,
+    /// Who made it, for its history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 1024)]
+    pub author: Option<String>,
+    /// What it is for, for its history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 4096)]
+    pub message: Option<String>,
+    /// Changes of its configuration, each an instruction of a Dockerfile: `CMD`, `ENTRYPOINT`, `ENV`, `EXPOSE`, `LABEL`,
+    /// `STOPSIGNAL`, `USER`, `VOLUME` or `WORKDIR`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 256, example = json!(["CMD [\"/bin/app\"]"]))]
+    pub changes: Vec<String>,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: Tags,
+}
+
 /// An image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Image {

@@ -21,7 +21,8 @@ pub use code::Code;
 pub use event::{Event, EventType};
 pub use exec::{ExecControl, ExecExit, ExecStart, LogEntry};
 pub use image::{
-    ArchiveFormat, CreateImageRequest, Image, ImageStatus, PushCredentials, SaveImagesRequest,
+    ArchiveFormat, CommitInstanceRequest, CreateImageRequest, Image, ImageStatus, PushCredentials,
+    SaveImagesRequest,
 };
 pub use instance::{
     CreateInstanceRequest, Hypervisor, Instance, InstanceState, InstanceStats,

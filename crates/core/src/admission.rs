@@ -24,11 +24,13 @@ pub enum Operation {
     Exec,
     /// Copy files in or out.
     Copy,
+    /// Make an image of its changes.
+    Commit,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Operation; 9] = [
+    pub const ALL: [Operation; 10] = [
         Operation::Start,
         Operation::Stop,
         Operation::Pause,
@@ -38,6 +40,7 @@ impl Operation {
         Operation::Delete,
         Operation::Exec,
         Operation::Copy,
+        Operation::Commit,
     ];
 }
 
@@ -75,6 +78,7 @@ fn verb(operation: Operation) -> &'static str {
         Operation::Delete => "delete",
         Operation::Exec => "run a command in",
         Operation::Copy => "copy files to or from",
+        Operation::Commit => "commit",
     }
 }
 
@@ -140,6 +144,14 @@ pub fn admit(operation: Operation, state: StateName, desired: Desired) -> Admiss
         (Operation::Exec | Operation::Copy, StateName::Paused) => refuse(Some("resume it")),
         (Operation::Exec | Operation::Copy, StateName::Standby) => refuse(Some("restore it")),
         (Operation::Exec | Operation::Copy, _) => refuse(Some("start it")),
+        (Operation::Commit, StateName::Running | StateName::Stopped) => Accept,
+        (Operation::Commit, StateName::Initializing | StateName::Created) => {
+            refuse(Some("wait until it is Running"))
+        }
+        (Operation::Commit, StateName::Shutdown) => refuse(Some("wait until it is Stopped")),
+        (Operation::Commit, StateName::Paused) => refuse(Some("resume it, or stop it")),
+        (Operation::Commit, StateName::Standby) => refuse(Some("restore it")),
+        (Operation::Commit, StateName::Unknown) => refuse(Some("wait until its host answers")),
     }
 }
 

@@ -5,7 +5,8 @@ use super::{Client, ClientError, Download, error};
 use crate::event::{Event, RESET};
 use crate::exec::LogEntry;
 use crate::image::{
-    CreateImageRequest, ExportImageRequest, Image, ImageEvent, SaveImagesRequest, events,
+    CommitInstanceRequest, CreateImageRequest, ExportImageRequest, Image, ImageEvent,
+    SaveImagesRequest, events,
 };
 use crate::instance::{
     CreateInstanceRequest, Instance, InstanceState, InstanceStats, StartInstanceRequest,
@@ -532,6 +533,19 @@ impl Client {
             Box::new(move || client.request(Method::POST, &["images"]).json(&request)),
             Box::new(image_event),
         )
+    }
+
+    /// `POST /instances/{id}/commit` with progress. A connection that breaks is an error: the commit goes on, and is not repeated
+    /// by itself.
+    pub fn commit_instance(
+        &self,
+        id: &str,
+        request: &CommitInstanceRequest,
+    ) -> TypedStream<ImageEvent> {
+        let call = self
+            .request(Method::POST, &["instances", id, "commit"])
+            .json(request);
+        TypedStream::once(self.clone(), call, Box::new(image_event))
     }
 
     /// `POST /pushes` with progress. Joins the push again when the connection breaks; dropping the stream cancels nothing.

@@ -237,7 +237,7 @@ impl Jobs {
     }
 }
 
-fn check(request: &CreateImageRequest) -> Result<Option<RegistryCredentials>, AppError> {
+pub(super) fn check(request: &CreateImageRequest) -> Result<Option<RegistryCredentials>, AppError> {
     let name = &request.name;
     if name.is_empty()
         || name.len() > 512
@@ -405,8 +405,8 @@ impl App {
         self.job(request, ImageImport::Pull(pull), Joins::Same, ())
     }
 
-    /// `keep` lives as long as the job: the spooled file of an upload.
-    pub(super) fn load_followed(
+    /// Starts a job of its own, and follows it. `keep` lives as long as the job: the spooled file of an upload.
+    pub(super) fn import_followed(
         &self,
         request: CreateImageRequest,
         import: ImageImport,

@@ -64,7 +64,7 @@ impl App {
             id: upload.id,
             platform: upload.platform,
         });
-        self.load_followed(request, import, file)
+        self.import_followed(request, import, file)
     }
 
     async fn spool<E: std::fmt::Display + Send>(

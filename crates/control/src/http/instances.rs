@@ -3,18 +3,20 @@
 use super::Http;
 use super::extract::{
     Body, Id, NoParams, OptionalBody, Params, RequestKey, States, TENANT, bad_query, once,
-    parse_state,
+    parse_state, wants_events,
 };
-use super::reply::{Reply, json, outcome, page};
-use crate::app::{AppError, Creation, PageOf, Until, View};
+use super::reply::{Failure, Reply, json, outcome, page};
+use super::sse;
+use crate::app::{AppError, Creation, JobUpdate, PageOf, Until, View};
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
+use futures::StreamExt;
 use std::time::Duration;
 use warren_api::convert;
 use warren_api::{
-    CreateInstanceRequest, Instance, InstanceStats, StartInstanceRequest, UpdateInstanceRequest,
-    WaitForStateResponse,
+    Code, CommitInstanceRequest, CreateInstanceRequest, Image, Instance, InstanceStats,
+    StartInstanceRequest, UpdateInstanceRequest, WaitForStateResponse,
 };
 use warren_core::instance::NetworkChoice;
 use warren_core::units::parse_duration;
@@ -192,6 +194,43 @@ verb! {
             ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$")),
         responses((status = 200, description = "The instance", body = Instance)))]
     resume, resume_instance
+}
+
+/// Make an image of what an instance has changed
+///
+/// The changes become a layer on top of the instance's own image. A running instance holds still for a moment; a stopped one
+/// can be committed too. With `Accept: text/event-stream` the answer is a stream of `progress` events that ends with `images`
+/// or `problem`.
+#[utoipa::path(post, path = "/instances/{id}/commit", operation_id = "commitInstance", tag = "instances",
+    params(("id" = String, Path, description = "Id, name or prefix")),
+    request_body = CommitInstanceRequest,
+    responses(
+        (status = 201, description = "It is here", body = Image),
+        (status = 200, description = "Its progress", content_type = "text/event-stream", body = String)))]
+pub(super) async fn commit(
+    State(http): State<Http>,
+    Id(id): Id,
+    _: NoParams,
+    headers: HeaderMap,
+    body: Body<CommitInstanceRequest>,
+) -> Reply {
+    let mut updates = http.app.commit_instance(&id, body.value)?;
+    if wants_events(&headers) {
+        return Ok(sse::image_updates(&http, updates));
+    }
+    while let Some(update) = updates.next().await {
+        match update {
+            JobUpdate::Progress(_) => {}
+            JobUpdate::Done(images) => {
+                return Ok(json(StatusCode::CREATED, &images.into_iter().next()));
+            }
+            JobUpdate::Failed(problem) => return Err(problem.into()),
+        }
+    }
+    Err(Failure::new(
+        Code::Unavailable,
+        "the server is stopping: commit it again when it is back",
+    ))
 }
 
 /// Wait for a state

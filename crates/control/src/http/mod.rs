@@ -61,6 +61,7 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(instances::pause))
         .routes(routes!(instances::resume))
         .routes(routes!(instances::wait))
+        .routes(routes!(instances::commit))
         .routes(routes!(instances::stats))
         .routes(routes!(sse::logs))
         .routes(routes!(exec::exec))

@@ -6,6 +6,7 @@
 )]
 
 mod access;
+mod commits;
 mod images;
 mod instances;
 mod registry;

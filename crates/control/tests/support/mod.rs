@@ -530,6 +530,13 @@ impl HostImages for Host {
                 "registry_has_no_such_image",
                 format!("there is no {} in its registry", pull.reference),
             )),
+            ImageImport::Commit(_, commit) if commit.changes.iter().any(|one| one == "RUN x") => {
+                Err(PortError::invalid("image_malformed", "RUN changes nothing"))
+            }
+            ImageImport::Commit(_, commit) => {
+                let id = commit.id.unwrap_or_else(|| "committed".into());
+                Ok(vec![image(&id, &commit.name)])
+            }
             ImageImport::Load(load) => match std::fs::read(&load.path) {
                 Ok(bytes) if bytes.starts_with(b"archive") => {
                     let name = load

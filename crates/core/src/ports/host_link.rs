@@ -3,6 +3,7 @@
 //! agent dials in. Control knows no other way to a guest or a blob.
 
 use super::BoxStream;
+use super::commits::CommitRequest;
 use super::images::{LoadRequest, PruneRequest, PullRequest, PushRequest, Pushed};
 use super::outlet::ImageOutlet;
 use super::registry::Registry;
@@ -162,7 +163,7 @@ pub struct Usage {
     pub disk: u64,
 }
 
-/// What a pull or load reports: progress, then one result.
+/// What a pull, load or commit reports: progress, then one result.
 #[derive(Debug)]
 pub enum ImageUpdate {
     /// It goes on.
@@ -187,6 +188,8 @@ pub enum ImageImport {
     Pull(PullRequest),
     /// From a path on the host.
     Load(LoadRequest),
+    /// From what an instance has changed of its own image. A Conflict where the instance neither runs nor is stopped.
+    Commit(InstanceId, CommitRequest),
 }
 
 /// One host, as `control` sees it.
@@ -258,7 +261,7 @@ pub trait HostUpkeep: Send + Sync {
 pub trait HostImages: Send + Sync {
     /// Whether a pull may be begun at all; asks no registry.
     async fn check_pull(&self, request: &PullRequest) -> Result<(), PortError>;
-    /// Pulls or loads; dropping the stream cancels.
+    /// Pulls, loads or commits; dropping the stream cancels.
     async fn import(&self, import: ImageImport) -> Result<BoxStream<ImageUpdate>, PortError>;
     /// Sends an image to a registry; dropping the stream cancels.
     async fn push(&self, request: PushRequest) -> Result<BoxStream<PushUpdate>, PortError>;

@@ -65,6 +65,7 @@ impl Double {
             .route("/instances/{id}", get(one).delete(delete))
             .route("/instances/{id}/stop", post(stop))
             .route("/instances/{id}/wait", get(wait))
+            .route("/instances/{id}/commit", post(commit))
             .route("/instances/{id}/logs", get(logs))
             .route("/instances/{id}/exec", get(exec))
             .route("/images", get(async || Json(json!([]))).post(pull))
@@ -346,6 +347,23 @@ async fn pull(State(shared): State<Shared>, Json(body): Json<Value>) -> Response
 fn image(name: Value) -> Value {
     json!({"id": "img-1", "name": name, "created_at": "2026-01-01T00:00:00Z",
            "digest": "sha256:0123456789abcdef", "status": "ready", "size_bytes": 4096})
+}
+
+async fn commit(
+    State(shared): State<Shared>,
+    Path(id): Path<String>,
+    Json(body): Json<Value>,
+) -> Response {
+    if id == "paused" {
+        return problem(
+            409,
+            "wrong_state",
+            "cannot commit an instance that is Paused: resume it, or stop it",
+        );
+    }
+    let name = body["name"].clone();
+    shared.with(|seen| seen.bodies.push(body));
+    events(format!("event: images\ndata: {}\n\n", json!([image(name)])))
 }
 
 async fn load(request: Request) -> Response {

@@ -1,6 +1,7 @@
 //! The command line as people and scripts meet it: the built program, asked from outside.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod commit;
 mod double;
 mod outlet;
 mod storage;
@@ -12,7 +13,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&[&str]; 38] = [
+const COMMANDS: [&[&str]; 39] = [
     &["run"],
     &["exec"],
     &["attach"],
@@ -31,6 +32,7 @@ const COMMANDS: [&[&str]; 38] = [
     &["images"],
     &["pull"],
     &["load"],
+    &["commit"],
     &["push"],
     &["save"],
     &["rmi"],

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "a test that does not run says so")]
 
+mod committing;
 mod crashing;
 mod cycling;
 mod dying;

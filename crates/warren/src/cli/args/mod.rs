@@ -1,12 +1,14 @@
 //! The words of the command line: every command, its options, and the help that teaches them. Nothing
 //! is carried out here; `commands` does that.
 
+mod commit;
 mod images;
 mod instances;
 mod run;
 mod settings;
 mod storage;
 
+pub(crate) use commit::CommitArgs;
 pub(crate) use images::{
     ExportArgs, ExportFormat, ImagesArgs, LoadArgs, PullArgs, PushArgs, RmiArgs, SaveArgs,
     SaveFormat,
@@ -168,6 +170,7 @@ pub(crate) enum Command {
     Images(ImagesArgs),
     Pull(PullArgs),
     Load(LoadArgs),
+    Commit(CommitArgs),
     Push(PushArgs),
     Save(SaveArgs),
     Rmi(RmiArgs),

@@ -29,8 +29,8 @@ pub(super) async fn images(session: &Session, args: ImagesArgs) -> Outcome {
     Ok(0)
 }
 
-/// Shows a pull's or load's progress until its images are here.
-async fn follow(
+/// Shows a pull's, load's or commit's progress until its images are here.
+pub(super) async fn follow(
     session: &Session,
     what: &str,
     mut steps: impl Stream<Item = Result<ImageEvent, ClientError>> + Unpin,
@@ -63,7 +63,7 @@ pub(super) async fn fetch(
     Ok(images)
 }
 
-fn report(session: &Session, verb: &str, images: &[Image]) {
+pub(super) fn report(session: &Session, verb: &str, images: &[Image]) {
     for image in images {
         let size = image
             .size_bytes
@@ -78,7 +78,7 @@ fn report(session: &Session, verb: &str, images: &[Image]) {
 }
 
 /// Prints what came in: the name for people, and what scripts ask for.
-fn show(session: &Session, images: &[Image]) -> Result<(), CliError> {
+pub(super) fn show(session: &Session, images: &[Image]) -> Result<(), CliError> {
     match (
         session.out.format(OutputFormat::Name),
         session.out.chatter(),

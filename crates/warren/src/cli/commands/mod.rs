@@ -1,6 +1,7 @@
 //! The commands, carried out: each one asks the server through the API's client and shows the answer.
 
 mod attached;
+mod commit;
 mod delivery;
 mod export;
 mod images;
@@ -91,6 +92,7 @@ pub(crate) async fn execute(command: Command, global: &Global, out: &Output) -> 
         Command::Images(args) => images::images(&with_server()?, args).await,
         Command::Pull(args) => images::pull(&with_server()?, args).await,
         Command::Load(args) => images::load(&with_server()?, args).await,
+        Command::Commit(args) => commit::commit(&with_server()?, args).await,
         Command::Push(args) => images::push(&with_server()?, args).await,
         Command::Save(args) => save::save(&with_server()?, args).await,
         Command::Rmi(args) => images::rmi(&with_server()?, args).await,

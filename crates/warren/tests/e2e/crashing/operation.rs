@@ -28,6 +28,8 @@ pub(super) enum Operation {
     Update,
     Delete,
     DeleteStopped,
+    /// An image is made of its changes.
+    Commit,
     /// The record is copied.
     Backup,
     /// The record is rebuilt.
@@ -46,8 +48,8 @@ impl Operation {
     /// Those that make sense with this network.
     pub(super) fn of(mode: Mode) -> &'static [Operation] {
         use Operation::{
-            Adopt, Backup, Create, CreateFirst, Delete, DeleteStopped, Install, Pause, Recover,
-            Restart, Restore, Resume, Start, StartInVain, Stop, Sweep, Update,
+            Adopt, Backup, Commit, Create, CreateFirst, Delete, DeleteStopped, Install, Pause,
+            Recover, Restart, Restore, Resume, Start, StartInVain, Stop, Sweep, Update,
         };
         match mode {
             Mode::Bridge => &[
@@ -61,6 +63,7 @@ impl Operation {
                 DeleteStopped,
                 Adopt,
                 Sweep,
+                Commit,
                 Backup,
                 Recover,
                 Restore,
@@ -94,6 +97,7 @@ impl Operation {
             | Operation::Restart
             | Operation::Update
             | Operation::Delete
+            | Operation::Commit
             | Operation::Backup
             | Operation::Recover
             | Operation::Restore
@@ -111,6 +115,7 @@ impl Operation {
             | Operation::Resume
             | Operation::Restart
             | Operation::Update
+            | Operation::Commit
             | Operation::Backup
             | Operation::Recover
             | Operation::Restore
@@ -153,6 +158,13 @@ impl Operation {
                 ask("PATCH", &on(""), Some(json!({"env": {"NUMBER": number}})));
             }
             Operation::Delete | Operation::DeleteStopped => ask("DELETE", &on(""), None),
+            Operation::Commit => {
+                // Another image each time, with a disk of its own.
+                let number = stage.fresh().to_string();
+                let name = format!("localhost/crashed:{number}");
+                let body = json!({"name": name, "message": number});
+                ask("POST", &on("/commit"), Some(body));
+            }
             Operation::Backup => ask("POST", "/system/backup", None),
             Operation::Recover => ask("POST", "/system/recover", None),
             // Not asked of a server.
