@@ -39,10 +39,7 @@ async fn interleave(seed: u64, place: &Path, store: &Arc<ImageStore>) -> Vec<Str
             turns: Arc::clone(&turns),
             kernel: Arc::clone(&kernel),
         }),
-        clock: Arc::new(TurnClock {
-            turns: Arc::clone(&turns),
-            passed: Mutex::default(),
-        }),
+        clock: Arc::new(TurnClock::new(&turns)),
     };
     let config = AgentConfig {
         data: place.to_owned(),

@@ -370,12 +370,25 @@ fn not_here() -> PortError {
 pub(crate) struct TurnClock {
     pub(crate) turns: Arc<Turns>,
     pub(crate) passed: Mutex<Duration>,
+    /// By how much somebody has moved the wall clock.
+    pub(crate) moved: Mutex<time::Duration>,
+}
+
+impl TurnClock {
+    pub(crate) fn new(turns: &Arc<Turns>) -> Self {
+        TurnClock {
+            turns: Arc::clone(turns),
+            passed: Mutex::default(),
+            moved: Mutex::default(),
+        }
+    }
 }
 
 #[async_trait]
 impl Clock for TurnClock {
     fn now(&self) -> Timestamp {
-        datetime!(2026-01-01 00:00 UTC) + self.monotonic()
+        let moved = *self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        datetime!(2026-01-01 00:00 UTC) + self.monotonic() + moved
     }
 
     fn monotonic(&self) -> Duration {

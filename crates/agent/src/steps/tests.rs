@@ -1,0 +1,269 @@
+//! Every step and every teardown, carried out twice (reliability: the same result): on the fake hypervisor with the
+//! guest's double, with real disks and real files.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../../tests/support/mod.rs"]
+#[expect(dead_code, reason = "each test uses a part")]
+mod support;
+
+use super::*;
+use crate::context::{AgentConfig, Ports};
+use crate::status_board::StatusBoard;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use support::{Kernel, TurnClock, TurnDisks, TurnNetwork, Turns, installation, intent};
+use tokio::net::UnixStream;
+use warren_core::ports::Presence;
+use warren_core::ports::hypervisor::{HypervisorKind, VmmSeen};
+use warren_guest::double::{Behaviour, Double};
+use warren_guest::protocol::AttachKey;
+use warren_hypervisor::Fake;
+use warren_hypervisor::fake::{GuestLine, GuestSide};
+use warren_image::{ImageStore, Options, WritableDisks};
+
+/// Guests that keep their state between hosts.
+fn guests() -> Arc<Fake> {
+    let known: Arc<Mutex<HashMap<ProcessIdentity, Double>>> = Arc::default();
+    Arc::new(Fake::new(Arc::new(move |side: GuestSide| {
+        if side.line == GuestLine::Console {
+            return;
+        }
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let power = side.power;
+        let guest = known.entry(side.process.clone()).or_insert_with(|| {
+            let guest = Double::new(Behaviour::default());
+            let over = guest.clone();
+            tokio::spawn(async move {
+                over.powered_off().await;
+                power.off();
+            });
+            guest
+        });
+        let guest = guest.clone();
+        let words = &side.machine.boot_args;
+        let key = words
+            .iter()
+            .find_map(|word| word.strip_prefix("warren.attach="));
+        let key: AttachKey = key.unwrap().parse().unwrap();
+        let stream = UnixStream::from_std(side.stream.into()).unwrap();
+        tokio::spawn(async move {
+            let _ended = guest.serve(stream, &key).await;
+        });
+    })))
+}
+
+/// A world with one instance in it.
+struct World {
+    context: Context,
+    shared: InstanceShared,
+    intent: InstanceIntent,
+    wishes: watch::Receiver<InstanceIntent>,
+    record: HostRecord,
+    hypervisor: Arc<dyn Hypervisor>,
+    kernel: Arc<Mutex<Kernel>>,
+    session: Option<Arc<GuestSession>>,
+    attachment: Option<Attachment>,
+    image_disk: Option<PathBuf>,
+    process: Option<ProcessIdentity>,
+}
+
+/// What can be seen of the world.
+#[derive(Debug, PartialEq, Eq)]
+struct Sight {
+    files: BTreeMap<String, u64>,
+    vmm: VmmSeen,
+    network: Presence,
+    disk: Presence,
+    taps: usize,
+}
+
+impl World {
+    fn new(data: &Path) -> Self {
+        let turns = Turns::new(1);
+        let kernel = Arc::new(Mutex::new(Kernel::default()));
+        let hypervisor: Arc<dyn Hypervisor> = guests();
+        let config = AgentConfig {
+            data: data.to_owned(),
+            instances: data.join("instances"),
+            set_aside: data.join("set-aside"),
+            installation: installation(),
+            unusable: Vec::new(),
+        };
+        let store = Arc::new(ImageStore::open(data, Options::default()).unwrap());
+        let ports = Ports {
+            hypervisors: vec![Arc::clone(&hypervisor)],
+            images: Arc::new(TurnDisks(Arc::clone(&turns))),
+            registry: store.clone(),
+            outlet: store.clone(),
+            commits: store,
+            volumes: Arc::new(WritableDisks::open(data).unwrap()),
+            network: Arc::new(TurnNetwork {
+                turns: Arc::clone(&turns),
+                kernel: Arc::clone(&kernel),
+            }),
+            clock: Arc::new(TurnClock::new(&turns)),
+        };
+        let intent = intent(1, 1, Desired::Running);
+        let home = InstanceHome {
+            id: intent.id.clone(),
+            handle: intent.handle.clone(),
+            installation: installation(),
+            directory: config.instances.join(intent.handle.as_str()),
+        };
+        let shared = InstanceShared::new(home, intent.clone()).unwrap();
+        World {
+            wishes: shared.wish.subscribe(),
+            record: HostRecord::new(intent.clone(), HypervisorKind::Fake),
+            context: Context {
+                ports,
+                config,
+                board: StatusBoard::new(),
+            },
+            shared,
+            intent,
+            hypervisor,
+            kernel,
+            session: None,
+            attachment: None,
+            image_disk: None,
+            process: None,
+        }
+    }
+
+    async fn carry_out(&self, step: Step) -> Result<Effect, PortError> {
+        let scope = StepScope {
+            context: &self.context,
+            shared: &self.shared,
+            intent: &self.intent,
+            wishes: self.wishes.clone(),
+            record: &self.record,
+            hypervisor: &self.hypervisor,
+            session: self.session.as_ref(),
+            attachment: self.attachment.as_ref(),
+            image_disk: self.image_disk.as_ref(),
+            process: self.process.as_ref(),
+        };
+        scope.carry_out(step).await
+    }
+
+    fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Image(path) => self.image_disk = Some(path),
+            Effect::Network(attachment) => self.attachment = Some(*attachment),
+            Effect::Started(process) => self.process = Some(process),
+            Effect::Attached(session) => self.session = Some(session),
+            _ => {}
+        }
+    }
+
+    async fn look(&self) -> Sight {
+        let home = &self.shared.home;
+        let mut files = BTreeMap::new();
+        for entry in std::fs::read_dir(&home.directory).into_iter().flatten() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // A log grows, and a record says when.
+            let grows = name.ends_with(".log") || name == "record.json";
+            let size = if grows {
+                0
+            } else {
+                entry.metadata().unwrap().len()
+            };
+            files.insert(name, size);
+        }
+        let ports = &self.context.ports;
+        let spec = attachment_spec(home, &self.intent);
+        Sight {
+            files,
+            vmm: self.hypervisor.observe(home).await.unwrap(),
+            network: ports.network.observe(&spec).await.unwrap(),
+            disk: ports.volumes.observe(&disk_path(home)).await.unwrap(),
+            taps: self.kernel.lock().unwrap().taps.len(),
+        }
+    }
+}
+
+/// What a second time gives that does not do the same once more.
+fn refused_the_second_time(step: Step) -> Option<&'static str> {
+    match step {
+        // The contract of every hypervisor: one machine of a home, and never a second.
+        Step::StartVmm => Some("vmm_running"),
+        Step::RecordIntent
+        | Step::EnsureImage
+        | Step::EnsureDisk
+        | Step::EnsureNetwork
+        | Step::AttachGuest
+        | Step::BootGuest
+        | Step::Pause
+        | Step::Resume
+        | Step::ShutDownGuest
+        | Step::RecordExit
+        | Step::DestroyVmm
+        | Step::ReleaseNetwork
+        | Step::RemoveDisk
+        | Step::RemoveDirectory => None,
+    }
+}
+
+#[tokio::test]
+async fn every_step_and_every_teardown_done_twice_leaves_what_it_left_when_done_once() {
+    let data = tempfile::tempdir().unwrap();
+    let mut world = World::new(data.path());
+    // The order of a whole life; every step there is comes once.
+    let life = [
+        Step::RecordIntent,
+        Step::EnsureImage,
+        Step::EnsureDisk,
+        Step::EnsureNetwork,
+        Step::StartVmm,
+        Step::AttachGuest,
+        Step::BootGuest,
+        Step::Pause,
+        Step::Resume,
+        Step::ShutDownGuest,
+        Step::RecordExit,
+        Step::DestroyVmm,
+        Step::ReleaseNetwork,
+        Step::RemoveDisk,
+        Step::RemoveDirectory,
+    ];
+    let mut all = life.to_vec();
+    all.sort();
+    let mut known = Step::ALL.to_vec();
+    known.sort();
+    assert_eq!(all, known, "a step is missing in this test");
+    for step in life {
+        let effect = world.carry_out(step).await.unwrap_or_else(|error| {
+            panic!("{step:?}: {error:?}");
+        });
+        world.apply(effect);
+        let once = world.look().await;
+        match (world.carry_out(step).await, refused_the_second_time(step)) {
+            (Ok(effect), None) => world.apply(effect),
+            (Err(error), Some(code)) => assert_eq!(error.code, code, "{step:?}"),
+            (Ok(_), Some(_)) => panic!("{step:?} was done a second time"),
+            (Err(error), None) => panic!("{step:?} a second time: {error:?}"),
+        }
+        assert_eq!(
+            world.look().await,
+            once,
+            "{step:?} a second time changed something"
+        );
+    }
+    let nothing = world.look().await;
+    assert_eq!((nothing.files.len(), nothing.taps), (0, 0));
+    // Teardown of what is not there is fine as well.
+    for step in [
+        Step::DestroyVmm,
+        Step::ReleaseNetwork,
+        Step::RemoveDisk,
+        Step::RemoveDirectory,
+    ] {
+        world
+            .carry_out(step)
+            .await
+            .unwrap_or_else(|error| panic!("{step:?}: {error:?}"));
+        assert_eq!(world.look().await, nothing, "{step:?}");
+    }
+}
