@@ -38,6 +38,7 @@ cmd_test() {
     # Tests start servers and guests of their own; what the caller has set up for another one must not leak in.
     unset WARREN_SERVER DATA_DIR PORT JWT_SECRET
 
+    [[ " ${chosen[*]} " != *' clippy '*' test '* ]] || LINT_WHILE_COMPILING=yes
     # What is compiled once and thrown away needs no note of how to compile it faster the next time.
     [ -z "${CI:-}" ] || export CARGO_INCREMENTAL=0
 
@@ -83,7 +84,27 @@ step_fmt() {
     cargo fmt --manifest-path fuzz/Cargo.toml --check
 }
 
-step_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+# Where tests are wanted as well, lints cost little: clippy's driver is the compiler with lints, so that everything is compiled
+# once and not twice. The artifacts of a run that found nothing are what the tests are made of (with_lints).
+step_clippy() {
+    if [ -n "${LINT_WHILE_COMPILING:-}" ] && have clippy-driver; then
+        with_lints cargo nextest run --no-run --workspace --locked
+        touch "$TEST_OUT/linted"
+    else
+        cargo clippy --workspace --all-targets --locked -- -D warnings
+    fi
+}
+
+with_lints() { RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS=-Dwarnings__CLIPPY_HACKERY__ "$@"; }
+
+# as_linted COMMAND…: with the artifacts of step_clippy where it made some.
+as_linted() {
+    if [ -e "$TEST_OUT/linted" ]; then
+        with_lints "$@"
+    else
+        "$@"
+    fi
+}
 
 step_build() { cargo build --release --locked; }
 
@@ -91,7 +112,7 @@ step_test() {
     local status=0 junit=$ROOT/target/nextest/default/junit.xml
     rm -f "$junit"
     # The two with machines wait as often as they work: others run beside them.
-    cargo nextest run --workspace --locked --test-threads $(($(nproc) + 2)) || status=$?
+    as_linted cargo nextest run --workspace --locked --test-threads $(($(nproc) + 2)) || status=$?
     [ -e "$junit" ] || return 1
     "$ROOT/scripts/count-tests" "$junit" "$WARREN_SKIP_FILE" >"$TEST_OUT/test.counts"
     return "$status"
@@ -99,7 +120,7 @@ step_test() {
 
 step_doc() {
     local status=0
-    cargo test --doc --workspace --locked >"$TEST_OUT/doc.out" 2>&1 || status=$?
+    as_linted cargo test --doc --workspace --locked >"$TEST_OUT/doc.out" 2>&1 || status=$?
     cat "$TEST_OUT/doc.out"
     awk '/^test result:/ { passed += $4; failed += $6 } END { print passed + 0, failed + 0 }' \
         "$TEST_OUT/doc.out" >"$TEST_OUT/doc.counts"

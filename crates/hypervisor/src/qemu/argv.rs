@@ -110,6 +110,8 @@ pub(crate) fn command_line(
         "panic=-1".to_owned(),
         // On a busy host an emulated timer is late, and the kernel would panic over it ("IO-APIC + timer doesn't work").
         "no_timer_check".to_owned(),
+        // Distributions' kernels test their ciphers at each boot: a fifth of an emulated one's time.
+        "cryptomgr.notests".to_owned(),
     ];
     // The first -device is vda (transports are found in the order of their slots, on either bus).
     for (name, device) in ["warren.root", "warren.upper"]
