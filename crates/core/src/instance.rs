@@ -153,7 +153,7 @@ pub enum SpecError {
     #[error(transparent)]
     Ports(#[from] crate::network::NetworkError),
     /// A number outside its bounds.
-    #[error("{field} must be {low} to {high}, not {value}")]
+    #[error("must be {low} to {high}, not {value}")]
     Range {
         /// Which field, as on the wire.
         field: &'static str,

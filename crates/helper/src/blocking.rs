@@ -28,6 +28,9 @@ struct Chain {
     rules: Vec<Value>,
 }
 
+/// What the names of all installations' tables begin with.
+const TABLES: &str = "warren_";
+
 /// Reads `nft -j list ruleset`. A chain blocks when it is hooked at forward or input, drops at its end, and neither
 /// it nor a chain it jumps to has a rule that accepts by the bridge's name.
 pub(crate) fn find(ruleset: &str, own_table: &str, bridge: &str) -> Vec<BlockingChain> {
@@ -56,7 +59,8 @@ pub(crate) fn find(ruleset: &str, own_table: &str, bridge: &str) -> Vec<Blocking
             let family = matches!(key[0].as_str(), "ip" | "inet");
             let hook = matches!(chain.hook.as_deref(), Some("forward" | "input"));
             let drops = chain.drops || chain.rules.iter().any(drops_everything);
-            family && hook && drops && key[1] != own_table
+            // Installations of ours drop what other machines' guests may not do, and nothing of this bridge's.
+            family && hook && drops && key[1] != own_table && !key[1].starts_with(TABLES)
         })
         .filter(|(key, _)| !accepts(&chains, key, bridge, 4))
         .map(|([family, table, name], chain)| BlockingChain {
@@ -158,6 +162,15 @@ mod tests {
         let found = find(&ruleset(JUMP), "warren_abcd", "vmbr0");
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].table, "filter");
+    }
+
+    #[test]
+    fn another_installations_table_drops_nothing_of_this_bridge() {
+        let found = find(&ruleset(JUMP), "warren_efgh", "vmbr0");
+        assert!(
+            found.iter().all(|chain| chain.table == "filter"),
+            "{found:?}"
+        );
     }
 
     #[test]

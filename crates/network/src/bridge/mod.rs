@@ -245,11 +245,11 @@ fn blocking_words(chain: &warren_helper::BlockingChain, bridge: &str) -> String 
     let what = if chain.hook == "forward" {
         "what guests exchange with other machines"
     } else {
-        "what guests send to this host, DNS included"
+        "what guests ask this host's name server"
     };
     let remedy = match (chain.chain.as_str(), chain.hook.as_str()) {
         (_, "input") => format!(
-            "nft insert rule {} {} {} iifname {bridge} accept",
+            "nft insert rule {} {} {} iifname {bridge} meta l4proto '{{ tcp, udp }}' th dport 53 accept",
             chain.family, chain.table, chain.chain
         ),
         ("FORWARD", _) => format!(

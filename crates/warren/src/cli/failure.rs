@@ -105,6 +105,10 @@ impl CliError {
                     .details
                     .iter()
                     .take(20)
+                    // The sentence of a single one is its own.
+                    .filter(|detail| {
+                        detail.message.is_empty() || !refused.sentence.contains(&detail.message)
+                    })
                     .map(|detail| {
                         if detail.message.is_empty() {
                             detail.code.clone()

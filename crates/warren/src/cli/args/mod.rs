@@ -25,12 +25,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const ROOT_EXAMPLES: &str = "\
 Getting started:
-  warren pull nginx:1.27                      Fetch an image
-  warren run -d -p 8080:80 --name web nginx   Start a microVM from it, with a published port
-  warren ps                                   See what runs
-  warren exec -it web sh                      A shell inside
-  warren logs -f web                          Its output
-  warren rm -f web                            Stop it and remove everything of it
+  warren pull nginx:1.27                             Fetch an image
+  warren run -d -p 8090:80 --name web nginx:1.27     Start a microVM from it, with a published port
+  warren ps                                          See what runs
+  warren exec -it web sh                             A shell inside
+  warren logs -f web                                 Its output
+  warren rm -f web                                   Stop it and remove everything of it
 
 Exit codes:
   run and exec give the guest command's own exit code; 126 and 127 mean that it could not be

@@ -12,7 +12,7 @@ const EXAMPLES: &str = "\
 Examples:
   warren run --rm alpine uname -a             Run one command and leave nothing behind
   warren run -it --rm debian bash             A shell; Ctrl-P Ctrl-Q leaves it running
-  warren run -d --name web -p 8080:80 nginx   In the background, reachable at port 8080
+  warren run -d --name web -p 8090:80 nginx   In the background, reachable at port 8090
   warren run -d --restart on-failure:5 --memory 512M -e LOG=debug myapp
   echo hello | warren run -i --rm alpine cat  Standard input goes into the guest
 

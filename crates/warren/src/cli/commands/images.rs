@@ -306,9 +306,7 @@ pub(super) async fn rmi(session: &Session, args: RmiArgs) -> Outcome {
         Ok(session.client.delete_image(&name).await?)
     })
     .await;
-    for (name, ()) in &done {
-        session.out.line(name)?;
-    }
+    super::instances::removed(session, &done)?;
     outcome(failure)
 }
 

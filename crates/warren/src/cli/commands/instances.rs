@@ -122,7 +122,16 @@ pub(super) fn started(instance: Instance) -> Result<Instance, CliError> {
 
 async fn start_one(session: &Session, name: &str) -> Result<Instance, CliError> {
     let request = StartInstanceRequest::default();
-    started(session.client.start_instance(name, &request).await?)
+    started_again(session.client.start_instance(name, &request).await?)
+}
+
+/// As [`started`], of an instance that may have run before: then its exit code is of that run.
+fn started_again(instance: Instance) -> Result<Instance, CliError> {
+    let failed = instance.state == InstanceState::Stopped && instance.state_error.is_some();
+    started(Instance {
+        exit_code: instance.exit_code.filter(|_| !failed),
+        ..instance
+    })
 }
 
 /// `warren start`
@@ -207,10 +216,24 @@ pub(super) async fn rm(session: &Session, args: RemoveArgs) -> Outcome {
         Ok(session.client.delete_instance(&instance.id).await?)
     })
     .await;
-    for (name, ()) in &done {
-        session.out.line(name)?;
-    }
+    removed(session, &done)?;
     outcome(failure)
+}
+
+/// Says what is gone: its names, as they were given.
+pub(super) fn removed(session: &Session, done: &[(String, ())]) -> Result<(), CliError> {
+    #[derive(serde::Serialize)]
+    struct Removed<'a> {
+        name: &'a str,
+    }
+    let list = || -> Vec<Removed<'_>> { done.iter().map(|(name, ())| Removed { name }).collect() };
+    match session.out.format(OutputFormat::Name) {
+        OutputFormat::Json => session.out.json(&list()),
+        OutputFormat::Yaml => session.out.yaml(&list()),
+        OutputFormat::Name | OutputFormat::Table | OutputFormat::Wide => done
+            .iter()
+            .try_for_each(|(name, ())| session.out.line(name)),
+    }
 }
 
 /// Removes an instance that may be gone already.
@@ -252,6 +275,17 @@ mod tests {
             filters: filters.iter().map(|f| parse_filter(f).unwrap()).collect(),
             no_trunc: false,
         }
+    }
+
+    #[test]
+    fn an_exit_code_of_the_run_before_hides_no_failed_start() {
+        let failed = instance(
+            r#"{"name":"web","state":"Stopped","exit_code":143,"state_error":"host port 80/tcp is taken"}"#,
+        );
+        let error = started_again(failed).unwrap_err();
+        assert!(error.sentence().contains("port 80/tcp is taken"), "{error}");
+        let over = instance(r#"{"name":"web","state":"Stopped","exit_code":7}"#);
+        assert_eq!(started_again(over).unwrap().exit_code, Some(7));
     }
 
     #[test]

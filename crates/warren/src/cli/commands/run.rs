@@ -5,7 +5,7 @@ use super::instances::{is_missing, remove_quietly, started};
 use super::logs::{Escapes, LineWriter, Times};
 use super::request::{entropy, made_up_name, request};
 use super::{Outcome, Session, images};
-use crate::cli::args::{PullPolicy, RunArgs};
+use crate::cli::args::{OutputFormat, PullPolicy, RunArgs};
 use crate::cli::failure::CliError;
 use crate::cli::session::{Ended, Input, Keys, exit_code, feed_only, join, signal_code};
 use crate::cli::values::{read_env_file, resolve_env};
@@ -93,7 +93,13 @@ pub(super) async fn run(session: &Session, args: RunArgs) -> Outcome {
     if args.detach {
         let instance = create(session, &args, UntilReady::Wait).await?;
         let instance = or_removed(session, &args, instance).await?;
-        session.out.line(&instance.id)?;
+        match session.out.format(OutputFormat::Name) {
+            OutputFormat::Json => session.out.json(&instance)?,
+            OutputFormat::Yaml => session.out.yaml(&instance)?,
+            OutputFormat::Name | OutputFormat::Table | OutputFormat::Wide => {
+                session.out.line(&instance.id)?;
+            }
+        }
         return Ok(0);
     }
     match (args.interactive, args.tty) {

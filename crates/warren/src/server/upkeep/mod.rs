@@ -122,8 +122,11 @@ async fn reach(config: &Config, global: &Global) -> Result<Reached, CliError> {
     let named = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let exists = DataDir::exists(&config.data_dir);
     let mut client = client_of(global)?;
+    // Where neither is named, the server that other commands go to counts more than a directory that nobody uses.
+    let usual = config.data_dir == super::config::default_data_dir();
     if !named(&global.server) && !named(&global.context) && exists {
         match DataDir::open(&config.data_dir) {
+            Ok(_) if usual && client.health().await.is_ok() => return Ok(Reached::Server(client)),
             Ok(data) => return Ok(Reached::Offline(Box::new(data))),
             // The one that holds it, wherever others of this user's commands go.
             Err(error) if error.is::<Served>() => {
