@@ -6,8 +6,8 @@ use libfuzzer_sys::fuzz_target;
 use warren_guest::protocol::attach::{Scan, TOKEN_LENGTH};
 use warren_guest::protocol::message::DATA_FRAME_LIMIT;
 use warren_guest::protocol::{
-    AttachKey, AttachScanner, ControlEvent, ControlRequest, ExecInput, ExecOutput, Frame, LogEntry,
-    FreezeReply, Open, OpenReply, frame,
+    AttachKey, AttachScanner, ControlEvent, ControlRequest, ExecInput, ExecOutput, Frame,
+    FreezeReply, LogEntry, Open, OpenReply, frame,
 };
 
 const KEY: AttachKey = AttachKey(*b"0123456789abcdef");
