@@ -111,10 +111,16 @@ impl ImageStore {
         }
         if self.disks.waits_for_seal(manifest) {
             let (disks, manifest, stop) = (Arc::clone(&self.disks), manifest.clone(), stop.clone());
-            records::blocking("sealing the disk", move || {
-                disks.make_seal(&manifest, &stop)
-            })
-            .await?;
+            let sealed = records::blocking("sealing the disk", move || {
+                match disks.make_seal(&manifest, &stop) {
+                    // It was written by this process and can be read: the seal comes when there is room.
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(None),
+                    sealed => sealed.map(Some),
+                }
+            });
+            if sealed.await?.is_none() {
+                return Ok(PartState::Sound);
+            }
         }
         let Some(seal) = self.disks.seal(manifest) else {
             // Without its layers there is nothing to compare it with.
