@@ -301,3 +301,20 @@ fn a_host_without_a_route_is_told_so() {
         network.release(&one.home).await.unwrap();
     });
 }
+
+/// passt of 2023 turned in a circle for ever when it read a SYN+ACK and what came after it together, which took a busy
+/// machine and some hundred connections to guests that speak first.
+#[test]
+fn three_thousand_connections_in_a_row_are_answered() {
+    let test = "three_thousand_connections_in_a_row_are_answered";
+    in_private_host(test, &["passt"], || async {
+        let network = network(As::Root);
+        let one = spec(As::Root, 1, &["8080:80"]);
+        let at = network.ensure(&one).await.unwrap();
+        let _cable = plug_in("g1", &at);
+        let _server = serve(Some("g1"), "0.0.0.0", 80, "page");
+        let asked = client(None, &["ask_often", "203.0.113.1", "8080", "3000"]).await;
+        assert_eq!(asked, "3000 answers");
+        network.release(&one.home).await.unwrap();
+    });
+}

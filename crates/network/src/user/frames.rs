@@ -12,6 +12,19 @@ const ETHERNET: usize = 14;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Garbled;
 
+/// Frames of a guest, as they go on.
+#[derive(Debug, Default)]
+pub(super) struct FromGuest {
+    /// For passt, each up to and with a segment that has SYN: passt must have read one before it gets what follows.
+    /// That of 2023 counts wrongly when it reads such a segment and later ones of its connection together, and then
+    /// turns in a circle for ever: the guest's whole network is gone.
+    pub(super) parts: Vec<Vec<u8>>,
+    /// For passt, what comes after the last SYN.
+    pub(super) rest: Vec<u8>,
+    /// Back to the guest, when passt has read all parts: see [`missing_ack`].
+    pub(super) acks: Vec<u8>,
+}
+
 /// Bytes that have come in and are not yet a whole frame.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
@@ -46,6 +59,36 @@ impl Frames {
         self.held.drain(..at);
         Ok(())
     }
+
+    /// [`Frames::take`] for what a guest sends to `gateway` and beyond.
+    pub(super) fn take_from_guest(
+        &mut self,
+        bytes: &[u8],
+        gateway: Ipv4Addr,
+        mut may_send: impl FnMut(&[u8]) -> bool,
+    ) -> Result<FromGuest, Garbled> {
+        let mut taken = FromGuest::default();
+        let (mut cuts, mut length) = (Vec::new(), 0);
+        self.take(bytes, &mut taken.rest, |frame| {
+            let may = may_send(frame);
+            if may {
+                length += PREFIX + frame.len();
+                let ack = missing_ack(frame, gateway);
+                taken.acks.extend(ack.unwrap_or_default());
+            }
+            if may && has_syn(frame) {
+                cuts.push(length);
+            }
+            may
+        })?;
+        let mut begin = 0;
+        for cut in cuts {
+            let rest = taken.rest.split_off(cut - begin);
+            taken.parts.push(std::mem::replace(&mut taken.rest, rest));
+            begin = cut;
+        }
+        Ok(taken)
+    }
 }
 
 /// An ARP request (RFC 826) from the guest for its gateway, with its length: passt answers when it is ready.
@@ -59,6 +102,17 @@ pub(super) fn arp_request(mac: [u8; 6], guest: Ipv4Addr, gateway: Ipv4Addr) -> V
     frame.extend_from_slice(&[0; 6]);
     frame.extend_from_slice(&gateway.octets());
     frame
+}
+
+/// Whether this is a TCP segment with SYN (RFC 9293, 3.1): the first of its direction.
+pub(super) fn has_syn(frame: &[u8]) -> bool {
+    let flags = || {
+        let packet = frame.get(ETHERNET..)?;
+        let header = usize::from(packet.first()? & 0x0f) * 4;
+        let is_tcp = frame.get(12..14)? == [0x08, 0x00] && *packet.get(9)? == 6;
+        packet.get(header + 13).copied().filter(|_| is_tcp)
+    };
+    flags().is_some_and(|flags| flags & 0x02 != 0)
 }
 
 /// The third step of a TCP handshake (RFC 9293, 3.5), with its length, for a guest's SYN+ACK towards the gateway,
@@ -151,11 +205,42 @@ mod tests {
             [0xbe, 0xef, 0, 80, 0, 0, 0, 7, 0, 0, 0, 0, 0x50, 0x10]
         );
         assert_eq!(missing_ack(&syn_ack, GUEST), None);
+        assert!(has_syn(&syn_ack));
         for cut in 0..syn_ack.len() {
             assert_eq!(missing_ack(&syn_ack[..cut], gateway), None);
+            assert!(cut >= ETHERNET + 34 || !has_syn(&syn_ack[..cut]), "{cut}");
         }
         syn_ack[ETHERNET + 20 + 13] = 0x10;
         assert_eq!(missing_ack(&syn_ack, gateway), None);
+        assert!(!has_syn(&syn_ack));
+    }
+
+    #[test]
+    fn a_segment_with_syn_is_the_last_of_its_part() {
+        let outside = [203, 0, 113, 2];
+        let segment = |flags: u8| {
+            let mut frame = packet(GUEST.octets(), outside);
+            frame[ETHERNET + 9] = 6;
+            frame.extend_from_slice(&[0; 20]);
+            frame[ETHERNET + 20 + 13] = flags;
+            let length = u32::try_from(frame.len()).unwrap();
+            [length.to_be_bytes().as_slice(), &frame].concat()
+        };
+        let (syn, data) = (segment(0x02), segment(0x18));
+        let take = |frames: &[&[u8]]| {
+            let gateway = Ipv4Addr::new(10, 0, 2, 2);
+            let mut stream = Frames::default();
+            let taken = stream.take_from_guest(&frames.concat(), gateway, |_| true);
+            taken.map(|taken| (taken.parts, taken.rest)).unwrap()
+        };
+        let none = Vec::<Vec<u8>>::new();
+        assert_eq!(take(&[]), (none.clone(), vec![]));
+        assert_eq!(take(&[&data, &data]), (none, [&data[..], &data].concat()));
+        assert_eq!(take(&[&syn]), (vec![syn.clone()], vec![]));
+        assert_eq!(
+            take(&[&data, &syn, &syn, &data]),
+            (vec![[&data[..], &syn].concat(), syn], data)
+        );
     }
 
     #[test]

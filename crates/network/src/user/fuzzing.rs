@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use super::filter::Filter;
-use super::frames::{Frames, missing_ack};
+use super::frames::Frames;
 
 /// A guard without sockets.
 pub struct Guard {
@@ -32,16 +32,14 @@ impl Guard {
 
     /// Bytes from the guest: what passt gets, and what the guest gets back. `None` when the stream is garbled.
     pub fn from_guest(&mut self, bytes: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-        let (mut out, mut acks) = (Vec::new(), Vec::new());
         let (filter, now) = (&self.filter, self.now);
-        let keep = |frame: &[u8]| {
-            let may = filter.guest_may_send(frame, now);
-            let ack = missing_ack(frame, filter.gateway()).filter(|_| may);
-            acks.extend(ack.unwrap_or_default());
-            may
-        };
-        self.guest.take(bytes, &mut out, keep).ok()?;
-        Some((out, acks))
+        let may_send = |frame: &[u8]| filter.guest_may_send(frame, now);
+        let taken = self
+            .guest
+            .take_from_guest(bytes, filter.gateway(), may_send);
+        let taken = taken.ok()?;
+        let out = [taken.parts.concat(), taken.rest].concat();
+        Some((out, taken.acks))
     }
 
     /// Bytes from passt: what the guest gets. `None` when the stream is garbled.

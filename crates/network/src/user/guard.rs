@@ -25,8 +25,9 @@ use warren_core::network::{MacAddress, Protocol};
 use warren_core::ports::hypervisor::ProcessIdentity;
 
 use super::filter::Filter;
-use super::frames::{Frames, arp_request, missing_ack};
+use super::frames::{Frames, FromGuest, arp_request};
 use super::process;
+use super::queue::wait_until_read;
 
 /// What is said on standard output when guests may connect.
 pub(super) const READY: &str = "ready";
@@ -320,7 +321,7 @@ fn wait_for_answer(stack: &mut UnixStream, config: &GuardConfig) -> io::Result<(
 /// One VMM after the other: takes its frames and passes on what may pass.
 fn from_guests(
     listener: &UnixListener,
-    mut stack: &UnixStream,
+    stack: &UnixStream,
     guest: &Guest,
     counters: &Counters,
     filter: &Filter,
@@ -336,33 +337,36 @@ fn from_guests(
         let _ = for_answers.set_write_timeout(Some(STALLED));
         *guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(for_answers);
         let mut frames = Frames::default();
-        let mut out = Vec::with_capacity(BUFFER);
         while let Ok(length @ 1..) = connection.read(&mut buffer) {
-            out.clear();
-            let mut acks = Vec::new();
             let now = Instant::now();
-            let keep = |frame: &[u8]| {
-                let may = filter.guest_may_send(frame, now);
-                let ack = missing_ack(frame, filter.gateway()).filter(|_| may);
-                acks.extend(ack.unwrap_or_default());
-                may
-            };
-            if frames.take(&buffer[..length], &mut out, keep).is_err() {
+            let may_send = |frame: &[u8]| filter.guest_may_send(frame, now);
+            let Ok(taken) = frames.take_from_guest(&buffer[..length], filter.gateway(), may_send)
+            else {
                 break;
-            }
-            counters.sent.fetch_add(out.len() as u64, Ordering::Relaxed);
-            if stack.write_all(&out).is_err() {
+            };
+            let sent = taken.parts.iter().map(Vec::len).sum::<usize>() + taken.rest.len();
+            counters.sent.fetch_add(sent as u64, Ordering::Relaxed);
+            if send_to_stack(stack, &taken).is_err() {
                 // passt is gone; the other thread sees the same and ends the process.
                 let _ = stack.shutdown(Shutdown::Both);
                 return;
             }
-            if !acks.is_empty() {
-                send_to_guest(guest, &acks);
+            if !taken.acks.is_empty() {
+                send_to_guest(guest, &taken.acks);
             }
         }
         let _ = connection.shutdown(Shutdown::Both);
         *guest.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
+
+/// When it returns, passt has read all but the rest.
+fn send_to_stack(mut stack: &UnixStream, taken: &FromGuest) -> io::Result<()> {
+    for part in &taken.parts {
+        stack.write_all(part)?;
+        wait_until_read(stack, STALLED)?;
+    }
+    stack.write_all(&taken.rest)
 }
 
 /// Passes passt's frames on to whoever is connected; whole frames only, so that a new VMM starts at a beginning.

@@ -15,6 +15,7 @@ mod frames;
 pub(crate) mod fuzzing;
 mod guard;
 mod process;
+mod queue;
 
 use std::collections::HashMap;
 use std::fs;

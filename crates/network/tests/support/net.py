@@ -97,6 +97,23 @@ def ask(kind, address, port, seconds="4"):
         print("nothing:", error)
 
 
+def ask_often(address, port, times):
+    """Connects again and again to a server that speaks first; prints how many answers came before one did not."""
+    for answers in range(int(times)):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+            one.settimeout(10)
+            try:
+                one.connect((address, int(port)))
+                text = one.recv(2000)
+            except OSError as error:
+                print(answers, "answers, then:", error)
+                return
+            if not text:
+                print(answers, "answers, then nothing")
+                return
+    print(times, "answers")
+
+
 def resolve(name, server, kind="1", over="udp"):
     """Prints the answer's code and the addresses in it."""
     question = b"".join(bytes([len(p)]) + p.encode() for p in name.split(".") if p) + b"\0"
