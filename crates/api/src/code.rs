@@ -55,6 +55,8 @@ codes! {
     ImageNotFound = "image_not_found", 404;
     /// There is no such push.
     PushNotFound = "push_not_found", 404;
+    /// There is no such operation, or it ended long ago.
+    OperationNotFound = "operation_not_found", 404;
     /// The route exists, with other methods.
     MethodNotAllowed = "method_not_allowed", 405;
     /// The request did not come in whole in time.
@@ -71,6 +73,8 @@ codes! {
     Ambiguous = "ambiguous", 409;
     /// Not in this state.
     WrongState = "wrong_state", 409;
+    /// Somebody cancelled it.
+    Cancelled = "cancelled", 409;
     /// The idempotency key was used for another request.
     IdempotencyMismatch = "idempotency_mismatch", 409;
     /// Somebody else changed the same thing at the same time, again and again.

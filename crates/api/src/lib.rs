@@ -9,6 +9,7 @@ pub mod event;
 pub mod exec;
 pub mod image;
 pub mod instance;
+pub mod operation;
 pub mod policy;
 pub mod problem;
 pub mod push;
@@ -28,6 +29,7 @@ pub use instance::{
     CreateInstanceRequest, Hypervisor, Instance, InstanceState, InstanceStats,
     StartInstanceRequest, UpdateInstanceRequest, WaitForStateResponse,
 };
+pub use operation::{Operation, OperationKind, OperationPhase, OperationState};
 pub use policy::{RestartPolicy, RestartStatus};
 pub use problem::{ErrorDetail, Problem};
 pub use resources::{Health, PathInfo, Readiness, Resources};

@@ -8,6 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::time::Duration;
+use warren_api::OperationKind;
 use warren_core::state::StateName;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -28,6 +29,11 @@ struct StateLabels {
     state: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: String,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 enum PullOutcome {
     Done,
@@ -46,6 +52,24 @@ pub(crate) struct Metrics {
     instances: Family<StateLabels, Gauge>,
     pulls: Family<PullLabels, Counter>,
     pulls_running: Gauge,
+    operations: Family<KindLabels, Gauge>,
+    starts_running: Gauge,
+}
+
+/// What is counted when somebody asks.
+pub(crate) struct Now<S> {
+    /// The state of each instance.
+    pub(crate) states: S,
+    /// Images on their way in, and waiting to be.
+    pub(crate) pulls: usize,
+    /// Operations that have not ended, by kind.
+    pub(crate) operations: Vec<(OperationKind, usize)>,
+    /// Instances on their way up.
+    pub(crate) starts: usize,
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 impl Metrics {
@@ -58,6 +82,8 @@ impl Metrics {
         let instances = Family::default();
         let pulls = Family::default();
         let pulls_running = Gauge::default();
+        let operations = Family::default();
+        let starts_running = Gauge::default();
         registry.register("http_requests", "Requests answered", requests.clone());
         registry.register(
             "http_request_duration_seconds",
@@ -71,6 +97,16 @@ impl Metrics {
             "Pulls and loads queued or under way",
             pulls_running.clone(),
         );
+        registry.register(
+            "operations_running",
+            "Operations queued or under way",
+            operations.clone(),
+        );
+        registry.register(
+            "instance_starts_running",
+            "Instances on their way up",
+            starts_running.clone(),
+        );
         Metrics {
             registry,
             requests,
@@ -78,6 +114,8 @@ impl Metrics {
             instances,
             pulls,
             pulls_running,
+            operations,
+            starts_running,
         }
     }
 
@@ -107,13 +145,9 @@ impl Metrics {
         self.pulls.get_or_create(&PullLabels { outcome }).inc();
     }
 
-    pub(crate) fn text(
-        &self,
-        states: impl Iterator<Item = StateName>,
-        pulls_running: usize,
-    ) -> String {
+    pub(crate) fn text(&self, now: Now<impl Iterator<Item = StateName>>) -> String {
         let mut counts = std::collections::BTreeMap::from(StateName::ALL.map(|s| (s, 0i64)));
-        for state in states {
+        for state in now.states {
             *counts.entry(state).or_default() += 1;
         }
         for (state, count) in counts {
@@ -123,8 +157,14 @@ impl Metrics {
                 })
                 .set(count);
         }
-        self.pulls_running
-            .set(i64::try_from(pulls_running).unwrap_or(i64::MAX));
+        self.pulls_running.set(gauge(now.pulls));
+        self.starts_running.set(gauge(now.starts));
+        for (kind, count) in now.operations {
+            let kind = kind.to_string();
+            self.operations
+                .get_or_create(&KindLabels { kind })
+                .set(gauge(count));
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a String takes everything");
         text

@@ -18,6 +18,8 @@ pub struct Settings {
     pub overcommit: Overcommit,
     /// Images that come in at the same time.
     pub pulls: usize,
+    /// Instances on their way up at the same time: a create or start beyond them is asked to come again.
+    pub starts: usize,
     /// How long a create or start waits for its effect.
     pub start_wait: Duration,
     /// How long a delete waits for its effect.
@@ -49,6 +51,7 @@ impl Settings {
             spool,
             overcommit: Overcommit::default(),
             pulls: 3,
+            starts: 256,
             start_wait: Duration::from_secs(30),
             delete_wait: Duration::from_secs(30),
             longest_wait: Duration::from_secs(3600),

@@ -5,12 +5,14 @@
 mod download;
 mod error;
 mod exec;
+mod patience;
 mod routes;
 mod stream;
 
 pub use download::Download;
 pub use error::{ClientError, Refused};
 pub use exec::{ExecConnection, ExecReader, ExecWriter};
+pub use patience::Patience;
 pub use routes::{CreateOptions, ListQuery, LoadSource, LogsQuery, Page, UntilReady};
 pub use stream::{EventItem, TypedStream};
 
@@ -35,6 +37,7 @@ pub struct Client {
     http1: reqwest::Client,
     base: Url,
     token: Option<String>,
+    patience: Option<Patience>,
 }
 
 impl std::fmt::Debug for Client {
@@ -84,7 +87,15 @@ impl Client {
             http1: build(builder().http1_only())?,
             base: url,
             token,
+            patience: None,
         })
+    }
+
+    /// From now on it comes again when the server is busy and says so. Requests that stream their bodies do not.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.patience = Some(patience);
+        self
     }
 
     /// Where it is.
@@ -134,15 +145,28 @@ impl Client {
         url
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response = request
-            .send()
-            .await
-            .map_err(|e| ClientError::from_transport(&self.base, &e))?;
-        if response.status().is_success() || response.status().as_u16() == 101 {
-            Ok(response)
-        } else {
-            Err(self.refused(response).await)
+    async fn send(&self, mut request: RequestBuilder) -> Result<Response, ClientError> {
+        let mut waited = Duration::ZERO;
+        loop {
+            let again = self.patience.as_ref().zip(request.try_clone());
+            let response = request
+                .send()
+                .await
+                .map_err(|e| ClientError::from_transport(&self.base, &e))?;
+            if response.status().is_success() || response.status().as_u16() == 101 {
+                return Ok(response);
+            }
+            let pause = patience::retry_after(response.headers());
+            let error = self.refused(response).await;
+            let Some((patience, next)) = again else {
+                return Err(error);
+            };
+            let Some(pause) = patience.pause(&error, pause, waited) else {
+                return Err(error);
+            };
+            tokio::time::sleep(pause).await;
+            waited += pause;
+            request = next;
         }
     }
 

@@ -12,6 +12,7 @@ use crate::instance::{
     CreateInstanceRequest, Instance, InstanceState, InstanceStats, StartInstanceRequest,
     UpdateInstanceRequest, WaitForStateResponse,
 };
+use crate::operation::Operation;
 use crate::problem::Problem;
 use crate::push::{CreatePushRequest, PUSH, PushEvent};
 use crate::resources::{Health, Readiness, Resources};
@@ -567,6 +568,32 @@ impl Client {
                 _ => Ok(Outcome::Nothing),
             }),
         )
+    }
+
+    /// `GET /operations`: everything long that the server does or has done of late, oldest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn operations(&self) -> Result<Vec<Operation>, ClientError> {
+        self.json(self.request(Method::GET, &["operations"])).await
+    }
+
+    /// `GET /operations/{id}`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn operation(&self, id: &str) -> Result<Operation, ClientError> {
+        self.json(self.request(Method::GET, &["operations", id]))
+            .await
+    }
+
+    /// `DELETE /operations/{id}`: cancels it, and returns how it ended.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn cancel_operation(&self, id: &str) -> Result<Operation, ClientError> {
+        self.json(self.request(Method::DELETE, &["operations", id]))
+            .await
     }
 
     /// `POST /images/load` with progress. A connection that breaks is an error: the upload is not repeated by itself.

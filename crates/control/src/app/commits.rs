@@ -49,6 +49,7 @@ impl App {
             shown,
             ImageImport::Commit(view.intent.id.clone(), order),
             (),
+            None,
         )
     }
 }

@@ -103,9 +103,14 @@ impl App {
     pub async fn create(&self, creation: Creation) -> Result<View, AppError> {
         let until = creation.until;
         let new: NewInstance = creation.request.clone().try_into()?;
+        let place = self.place_on_the_way_up()?;
         let app = self.clone();
         let view = self
-            .detached(async move { app.record_new(creation, new).await })
+            .detached(async move {
+                let view = app.record_new(creation, new).await?;
+                app.hold_until_up(place, &view);
+                Ok(view)
+            })
             .await?;
         match until {
             Until::Recorded => Ok(view),

@@ -1,5 +1,6 @@
 //! Images: what is on the host, and what is on its way there as tracked jobs.
 
+use super::operations::Tracked;
 use super::query::{Filter, PageOf, PageRequest};
 use super::{App, AppError};
 use futures::StreamExt;
@@ -9,7 +10,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast, watch};
 use warren_api::convert::{self, ConvertError};
-use warren_api::{Code, CreateImageRequest, Image, ImageStatus, Problem, PushCredentials};
+use warren_api::{
+    Code, CreateImageRequest, Image, ImageStatus, OperationKind, OperationPhase, Problem,
+    PushCredentials,
+};
 use warren_core::image::{ImageProgress, ImageRecord};
 use warren_core::ports::host_link::{ImageImport, ImageUpdate};
 use warren_core::ports::images::{PullRequest, RegistryCredentials, Transport};
@@ -48,6 +52,17 @@ enum JobState {
         problem: Box<Problem>,
         at: Timestamp,
     },
+}
+
+impl JobState {
+    /// What its followers hear last.
+    fn end(&self) -> Option<JobUpdate> {
+        match self {
+            JobState::Done(images) => Some(JobUpdate::Done(images.clone())),
+            JobState::Failed { problem, .. } => Some(JobUpdate::Failed((**problem).clone())),
+            JobState::Queued | JobState::Running { .. } => None,
+        }
+    }
 }
 
 /// Whether a request for the same thing joins a job.
@@ -138,14 +153,7 @@ impl Job {
         stream::unfold(Some((progress, state)), |parts| async move {
             let (mut progress, mut state) = parts?;
             loop {
-                let end = match &*state.borrow_and_update() {
-                    JobState::Done(images) => Some(JobUpdate::Done(images.clone())),
-                    JobState::Failed { problem, .. } => {
-                        Some(JobUpdate::Failed((**problem).clone()))
-                    }
-                    JobState::Queued | JobState::Running { .. } => None,
-                };
-                if let Some(end) = end {
+                if let Some(end) = state.borrow_and_update().end() {
                     return Some((end, None));
                 }
                 tokio::select! {
@@ -155,11 +163,14 @@ impl Job {
                         }
                         // Progress is for people: what a slow reader missed is not worth a wait.
                         Err(broadcast::error::RecvError::Lagged(_)) => {}
-                        Err(broadcast::error::RecvError::Closed) => return None,
+                        // A job that nobody lists any more says how it ended all the same.
+                        Err(broadcast::error::RecvError::Closed) => {
+                            return state.borrow().end().map(|end| (end, None));
+                        }
                     },
                     changed = state.changed() => {
                         if changed.is_err() {
-                            return None;
+                            return state.borrow().end().map(|end| (end, None));
                         }
                     }
                 }
@@ -227,6 +238,11 @@ impl Jobs {
         let job = Arc::new(job);
         list.push_back(Arc::clone(&job));
         Ok((job, true))
+    }
+
+    fn forget(&self, job: &Arc<Job>) {
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|held| !Arc::ptr_eq(held, job));
     }
 
     fn forget_failed(&self, wanted: &str) -> bool {
@@ -402,17 +418,20 @@ impl App {
         };
         // What can never work is said at once, and not by a job that fails.
         self.0.host.images().check_pull(&pull).await?;
-        self.job(request, ImageImport::Pull(pull), Joins::Same, ())
+        self.job(request, ImageImport::Pull(pull), Joins::Same, (), None)
     }
 
-    /// Starts a job of its own, and follows it. `keep` lives as long as the job: the spooled file of an upload.
+    /// Starts a job of its own, and follows it. `keep` lives as long as the job: the spooled file of an upload, whose
+    /// coming in was a part of the operation `tracked`.
     pub(super) fn import_followed(
         &self,
         request: CreateImageRequest,
         import: ImageImport,
         keep: impl Send + Sync + 'static,
+        tracked: Option<Tracked>,
     ) -> Result<BoxStream<'static, JobUpdate>, AppError> {
-        Ok(self.job(request, import, Joins::Never, keep)?.follow())
+        let job = self.job(request, import, Joins::Never, keep, tracked)?;
+        Ok(job.follow())
     }
 
     fn job(
@@ -421,41 +440,68 @@ impl App {
         import: ImageImport,
         joins: Joins,
         keep: impl Send + Sync + 'static,
+        tracked: Option<Tracked>,
     ) -> Result<Arc<Job>, AppError> {
         let id = request
             .id
             .clone()
             .unwrap_or_else(|| format!("img-{:012x}", rand::rng().random::<u64>() >> 16));
-        let (job, fresh) = self.0.jobs.enter(Job {
+        let entered = self.0.jobs.enter(Job {
             id,
             joins,
             request,
             at: self.0.clock.now(),
             state: watch::Sender::new(JobState::Queued),
             progress: broadcast::Sender::new(256),
+        });
+        let (job, fresh) = entered.inspect_err(|error| {
+            if let Some(tracked) = &tracked {
+                tracked.ended(Err(&Problem::from(error)));
+            }
         })?;
         if fresh {
             let app = self.clone();
             let running = Arc::clone(&job);
+            let operation = tracked.unwrap_or_else(|| {
+                let kind = match &import {
+                    ImageImport::Pull(_) => OperationKind::Pull,
+                    ImageImport::Load(_) => OperationKind::Load,
+                    ImageImport::Commit(..) => OperationKind::Commit,
+                };
+                self.track(kind, &job.request.name)
+            });
             self.0.tasks.spawn(async move {
                 let _keep = keep;
                 let ended = tokio::select! {
-                    ended = app.run_job(&running, import) => ended,
+                    biased;
+                    ended = app.run_job(&running, &operation, import) => ended,
+                    () = operation.cancelled() => Err(operation.cancellation()),
                     () = app.0.stopping.cancelled() => Err(PortError::retry(
                         "server_stopping",
                         "the server is stopping: ask again when it is back",
                     )),
                 };
                 let state = match ended {
-                    Ok(records) => JobState::Done(records.iter().map(convert::image).collect()),
-                    Err(error) => JobState::Failed {
-                        problem: Box::new(Problem::from(&AppError::Port(error))),
-                        at: app.0.clock.now(),
-                    },
+                    Ok(records) => {
+                        operation.ended(Ok(()));
+                        JobState::Done(records.iter().map(convert::image).collect())
+                    }
+                    Err(error) => {
+                        let problem = Box::new(Problem::from(&AppError::Port(error)));
+                        operation.ended(Err(&problem));
+                        JobState::Failed {
+                            problem,
+                            at: app.0.clock.now(),
+                        }
+                    }
                 };
                 let done = matches!(state, JobState::Done(_));
                 app.0.metrics.pull_ended(done);
                 running.state.send_replace(state);
+                if operation.was_cancelled() {
+                    // Who cancelled it knows; it is no image that failed to come.
+                    app.0.jobs.forget(&running);
+                }
                 if done {
                     // A tag may have moved on, and the store may have outgrown its budget.
                     app.tidy().await;
@@ -465,8 +511,17 @@ impl App {
         Ok(job)
     }
 
-    async fn run_job(&self, job: &Job, import: ImageImport) -> Result<Vec<ImageRecord>, PortError> {
+    async fn run_job(
+        &self,
+        job: &Job,
+        operation: &Tracked,
+        import: ImageImport,
+    ) -> Result<Vec<ImageRecord>, PortError> {
         let _permit = self.image_permit().await?;
+        operation.started(match &import {
+            ImageImport::Pull(_) => OperationPhase::Resolving,
+            ImageImport::Load(_) | ImageImport::Commit(..) => OperationPhase::Reading,
+        });
         job.state.send_replace(JobState::Running {
             digest: String::new(),
             finishing: false,
@@ -476,6 +531,7 @@ impl App {
             match update {
                 ImageUpdate::Done(result) => return result,
                 ImageUpdate::Progress(step) => {
+                    operation.step(&step);
                     match &step {
                         ImageProgress::Resolved { digest: found, .. } => {
                             job.state.send_modify(|state| {

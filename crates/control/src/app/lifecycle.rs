@@ -37,6 +37,7 @@ impl App {
         if admitted(Operation::Start, &found)? == Admission::AlreadySo && !found.has_ended() {
             return Ok(found);
         }
+        let place = self.place_on_the_way_up()?;
         let report = self.known_host().await?;
         let placing = self.0.placing.write().await;
         let asked = demand(&found.intent.spec);
@@ -59,6 +60,7 @@ impl App {
             })
             .await?;
         drop(placing);
+        self.hold_until_up(place, &view);
         self.wait_started(view).await
     }
 

@@ -10,9 +10,11 @@ mod host;
 mod idempotency;
 mod images;
 mod lifecycle;
+mod operations;
 mod pushes;
 mod query;
 mod registry;
+mod starts;
 mod storage;
 mod streams;
 mod upkeep;
@@ -70,6 +72,8 @@ pub(crate) struct Inner {
     report: host::ReportCache,
     jobs: images::Jobs,
     pushes: pushes::Pushes,
+    operations: operations::Operations,
+    starts: starts::Starts,
     in_flight: idempotency::InFlight,
     /// Why the record may not be that of this host, while that is so.
     doubt: StdMutex<Option<String>>,
@@ -94,6 +98,8 @@ impl App {
             report: host::ReportCache::default(),
             jobs: images::Jobs::new(settings.pulls),
             pushes: pushes::Pushes::new(),
+            operations: operations::Operations::default(),
+            starts: starts::Starts::new(settings.starts),
             doubt: StdMutex::new(settings.doubt.clone()),
             store,
             host,

@@ -1,6 +1,7 @@
 //! Pushes: images on their way to registries, as tracked jobs.
 
 use super::images::registry_credentials;
+use super::operations::Tracked;
 use super::{App, AppError};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -9,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, broadcast, watch};
 use warren_api::push::{CreatePushRequest, Push, PushStatus};
-use warren_api::{Code, Problem};
+use warren_api::{Code, OperationKind, OperationPhase, Problem};
 use warren_core::PortError;
 use warren_core::image::ImageProgress;
 use warren_core::ports::host_link::PushUpdate;
@@ -231,9 +232,12 @@ impl App {
         if fresh {
             let app = self.clone();
             let running = Arc::clone(&job);
+            let operation = self.track(OperationKind::Push, &job.request.target);
             self.0.tasks.spawn(async move {
                 let ended = tokio::select! {
-                    ended = app.run_push(&running, wanted) => ended,
+                    biased;
+                    ended = app.run_push(&running, &operation, wanted) => ended,
+                    () = operation.cancelled() => Err(operation.cancellation()),
                     () = app.0.stopping.cancelled() => Err(PortError::retry(
                         "server_stopping",
                         "the server is stopping: ask again when it is back",
@@ -244,6 +248,7 @@ impl App {
                     state.push.completed_at = Some(at);
                     match ended {
                         Ok(pushed) => {
+                            operation.ended(Ok(()));
                             state.push.status = PushStatus::Pushed;
                             state.push.target = pushed.target;
                             state.push.layers = u64::try_from(pushed.layers).ok();
@@ -251,6 +256,7 @@ impl App {
                         }
                         Err(error) => {
                             let problem = Problem::from(&AppError::Port(error));
+                            operation.ended(Err(&problem));
                             state.push.status = PushStatus::Failed;
                             state.push.error = Some(problem.detail.clone());
                             state.problem = Some(Box::new(problem));
@@ -262,17 +268,24 @@ impl App {
         Ok(job)
     }
 
-    async fn run_push(&self, job: &Job, request: PushRequest) -> Result<Pushed, PortError> {
+    async fn run_push(
+        &self,
+        job: &Job,
+        operation: &Tracked,
+        request: PushRequest,
+    ) -> Result<Pushed, PortError> {
         let _permit = self.0.pushes.permits.acquire().await.map_err(|e| {
             PortError::bug("queue_closed", "the queue of pushes is closed").with_source(e)
         })?;
         let pushing = |state: &mut State| state.push.status = PushStatus::Pushing;
         job.state.send_modify(pushing);
+        operation.started(OperationPhase::Uploading);
         let mut updates = self.0.host.images().push(request).await?;
         while let Some(update) = updates.next().await {
             match update {
                 PushUpdate::Done(result) => return result,
                 PushUpdate::Progress(step) => {
+                    operation.step(&step);
                     // Nobody listening is fine.
                     let _ = job.progress.send(step);
                 }

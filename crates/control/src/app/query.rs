@@ -1,6 +1,7 @@
 //! Reading: one instance, pages of many, waits, statistics, resources. Reads never write.
 
 use super::{App, AppError, View, Waiting};
+use crate::metrics::Now;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::time::Duration;
@@ -275,7 +276,12 @@ impl App {
             .all()
             .into_iter()
             .map(|view| view.status.state.name());
-        self.0.metrics.text(states, self.jobs_running())
+        self.0.metrics.text(Now {
+            states,
+            pulls: self.jobs_running(),
+            operations: self.operations_under_way(),
+            starts: self.starts_under_way(),
+        })
     }
 }
 

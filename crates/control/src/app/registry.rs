@@ -3,7 +3,7 @@
 
 use super::{App, AppError};
 use warren_api::image::{DiskFormat, ExportImageRequest};
-use warren_api::{Code, SaveImagesRequest};
+use warren_api::{Code, OperationKind, OperationPhase, SaveImagesRequest};
 use warren_core::PortError;
 use warren_core::ports::Registry;
 use warren_core::ports::outlet::{Archive, ArchiveFormat, DiskLayout, ExportRequest, SaveRequest};
@@ -30,18 +30,26 @@ impl App {
             ));
         }
         let mut ids: Vec<String> = Vec::new();
+        let mut names: Vec<String> = Vec::new();
         for name in &request.names {
             let record = self.image_for(name).await?;
             if !ids.contains(&record.id) {
                 ids.push(record.id);
+                names.push(record.name);
             }
         }
         let format = match request.format {
             warren_api::ArchiveFormat::OciArchive => ArchiveFormat::Oci,
             warren_api::ArchiveFormat::DockerArchive => ArchiveFormat::Docker,
         };
-        let outlet = self.0.host.images().outlet();
-        Ok(outlet.save(SaveRequest { ids, format }).await?)
+        let operation = self.track_within_bounds(OperationKind::Save, names.join(", "))?;
+        operation.started(OperationPhase::Reading);
+        let archive = operation.part(async {
+            let outlet = self.0.host.images().outlet();
+            Ok(outlet.save(SaveRequest { ids, format }).await?)
+        });
+        let archive = archive.await?;
+        Ok(operation.while_sent(archive))
     }
 
     /// A disk made of an image.
@@ -59,20 +67,37 @@ impl App {
             layout,
             size: request.size_bytes,
         };
-        let outlet = self.0.host.images().outlet();
-        Ok(outlet.export(request).await?)
+        let operation = self.track_within_bounds(OperationKind::Export, record.name)?;
+        operation.started(OperationPhase::Reading);
+        let archive = operation.part(async {
+            let outlet = self.0.host.images().outlet();
+            Ok(outlet.export(request).await?)
+        });
+        let archive = archive.await?;
+        Ok(operation.while_sent(archive))
     }
 
     /// Keeps a manifest, and converts the image it describes as one of those that may come in at the same time.
     pub(crate) async fn put_manifest(&self, put: PutManifest) -> Result<ManifestKept, AppError> {
-        let _permit = self.image_permit().await?;
-        let kept = tokio::select! {
-            kept = self.registry().put_manifest(put) => kept?,
-            () = self.stopping().cancelled() => return Err(AppError::coded(
-                Code::Unavailable,
-                "the server is stopping: push again when it is back",
-            )),
+        let name = match (put.tags.first(), &put.digest) {
+            (Some(tag), _) => format!("{}/{}:{tag}", put.host, put.repository),
+            (None, Some(digest)) => format!("{}/{}@{digest}", put.host, put.repository),
+            (None, None) => format!("{}/{}", put.host, put.repository),
         };
+        let operation = self.track_within_bounds(OperationKind::Receive, name)?;
+        let kept = async {
+            let _permit = self.image_permit().await?;
+            operation.started(OperationPhase::Converting);
+            tokio::select! {
+                kept = self.registry().put_manifest(put) => Ok(kept?),
+                () = self.stopping().cancelled() => Err(AppError::coded(
+                    Code::Unavailable,
+                    "the server is stopping: push again when it is back",
+                )),
+            }
+        };
+        let kept = operation.part(kept).await?;
+        operation.ended(Ok(()));
         Ok(kept)
     }
 

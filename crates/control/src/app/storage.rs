@@ -4,6 +4,7 @@ use super::{App, AppError};
 use warren_api::storage::{
     ImageVerification, PruneImagesRequest, PruneImagesResponse, StorageUsage, VerifyImageRequest,
 };
+use warren_api::{OperationKind, OperationPhase};
 use warren_core::ports::images::PruneRequest;
 use warren_core::storage::{PruneMode, PruneScope, Pruned, Repair};
 
@@ -86,7 +87,7 @@ impl App {
     /// Reads an image again.
     ///
     /// # Errors
-    /// Missing; the host's.
+    /// Missing; the host's; cancelled.
     pub async fn verify_image(
         &self,
         request: VerifyImageRequest,
@@ -96,12 +97,12 @@ impl App {
             Some(true) => Repair::Yes,
             Some(false) | None => Repair::No,
         };
-        Ok(self
-            .0
-            .host
-            .images()
-            .verify(&record.id, repair)
-            .await?
-            .into())
+        let operation = self.track_within_bounds(OperationKind::Verify, &record.name)?;
+        operation.started(OperationPhase::Reading);
+        let verified = async {
+            let images = self.0.host.images();
+            Ok(images.verify(&record.id, repair).await?.into())
+        };
+        operation.whole(verified).await
     }
 }

@@ -1,6 +1,7 @@
 //! Archives that clients upload: spooled to a file of ours, bounded by what the disk has, handed to the
 //! host by path, removed when the host is done with it.
 
+use super::operations::Tracked;
 use super::{App, AppError, JobUpdate};
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -8,7 +9,7 @@ use futures::{Stream, StreamExt};
 use std::io;
 use std::path::Path;
 use tokio::io::AsyncWriteExt;
-use warren_api::{Code, CreateImageRequest};
+use warren_api::{Code, CreateImageRequest, OperationKind, OperationPhase};
 use warren_core::PortError;
 use warren_core::ports::host_link::ImageImport;
 use warren_core::ports::images::LoadRequest;
@@ -51,7 +52,13 @@ impl App {
         }) {
             return Err(AppError::field("name", "must be a reference such as web:1"));
         }
-        let file = self.spool(upload.length, body).await?;
+        let subject = upload.name.as_deref().unwrap_or("upload");
+        let tracked = self.track_within_bounds(OperationKind::Load, subject)?;
+        tracked.started(OperationPhase::Receiving);
+        let spooled = self.spool(upload.length, body, &tracked);
+        let file = tracked.part(spooled).await?;
+        // From here on it waits with all other images.
+        tracked.queued_again();
         let request = CreateImageRequest {
             name: upload.name.clone().unwrap_or_else(|| "upload".to_owned()),
             id: upload.id.clone(),
@@ -64,13 +71,14 @@ impl App {
             id: upload.id,
             platform: upload.platform,
         });
-        self.import_followed(request, import, file)
+        self.import_followed(request, import, file, Some(tracked))
     }
 
     async fn spool<E: std::fmt::Display + Send>(
         &self,
         length: Option<u64>,
         mut body: impl Stream<Item = Result<Bytes, E>> + Send + Unpin,
+        tracked: &Tracked,
     ) -> Result<tempfile::TempPath, AppError> {
         let settings = &self.0.settings;
         let directory = settings.spool.clone();
@@ -129,6 +137,7 @@ impl App {
                 return Err(no_space());
             }
             file.write_all(&chunk).await.map_err(failed)?;
+            tracked.counted(written, length);
         }
         file.flush().await.map_err(failed)?;
         if written == 0 {

@@ -6,6 +6,7 @@ mod exec;
 mod extract;
 mod images;
 mod instances;
+mod operations;
 mod pushes;
 mod registry;
 mod reply;
@@ -75,6 +76,8 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(images::get, images::delete))
         .routes(routes!(pushes::list, pushes::create))
         .routes(routes!(pushes::get))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::get, operations::cancel))
 }
 
 /// The whole service.

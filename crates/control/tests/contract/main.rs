@@ -9,6 +9,8 @@ mod access;
 mod commits;
 mod images;
 mod instances;
+mod operations;
+mod pressure;
 mod registry;
 mod serving;
 #[path = "../support/mod.rs"]
@@ -73,11 +75,23 @@ async fn world_in_doubt(
     store: Arc<MemoryStore>,
     doubt: Option<&str>,
 ) -> World {
+    world_set(auth, host, store, |settings| {
+        settings.doubt = doubt.map(str::to_owned);
+    })
+    .await
+}
+
+async fn world_set(
+    auth: Auth,
+    host: Arc<Host>,
+    store: Arc<MemoryStore>,
+    set: impl FnOnce(&mut Settings),
+) -> World {
     let spool = tempfile::tempdir().unwrap();
     let mut settings = Settings::new(InstallationId::from_entropy([1; 3]), spool.path().into());
     settings.start_wait = Duration::from_secs(5);
-    settings.doubt = doubt.map(str::to_owned);
     settings.removal_delay = Duration::from_millis(100);
+    set(&mut settings);
     let clock = TestClock::new();
     let stopping = CancellationToken::new();
     let app = App::start(

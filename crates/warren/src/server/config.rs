@@ -101,6 +101,8 @@ pub(crate) struct Config {
     pub(crate) vcpu_overcommit: u32,
     /// Guest memory that may be promised, in percent of what guests may have. Above 100, the host may run out of it.
     pub(crate) memory_overcommit_percent: u32,
+    /// Instances that may be on their way up at the same time; who asks for more is answered 429 with `Retry-After`.
+    pub(crate) start_limit: usize,
     /// What is logged: a level, or `target=level` pairs.
     pub(crate) log: String,
     /// How.
@@ -146,6 +148,7 @@ impl Default for Config {
             push_limits: PushLimits::default(),
             vcpu_overcommit: 16,
             memory_overcommit_percent: 100,
+            start_limit: 256,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
         }
@@ -318,6 +321,10 @@ impl Config {
         );
         config.image_budget()?;
         anyhow::ensure!(
+            config.start_limit > 0,
+            "configuration: start_limit must be at least 1"
+        );
+        anyhow::ensure!(
             config.data_dir.is_absolute(),
             "configuration: data_dir must be an absolute path"
         );
@@ -489,6 +496,9 @@ mod tests {
                     .to_string()
                     .contains("prot")
             );
+            jail.create_file("w.toml", "start_limit = 0")?;
+            let error = Config::load(&flags).unwrap_err().to_string();
+            assert!(error.contains("start_limit"), "{error}");
             jail.create_file("w.toml", "image_budget = \"much\"")?;
             let error = Config::load(&flags).unwrap_err().to_string();
             assert!(

@@ -207,6 +207,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     reached("start.instances-adopted");
     let mut settings = Settings::new(data.installation.clone(), data.uploads());
     settings.doubt = doubt;
+    settings.starts = config.start_limit;
     settings.overcommit = Overcommit {
         vcpus: config.vcpu_overcommit,
         memory_percent: config.memory_overcommit_percent,

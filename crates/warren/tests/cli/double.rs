@@ -20,6 +20,8 @@ struct Seen {
     bodies: Vec<Value>,
     pulled: bool,
     created: Option<Value>,
+    /// How often it is busy before it creates an instance of the image `busy`.
+    busy: u32,
 }
 
 #[derive(Clone)]
@@ -74,6 +76,8 @@ impl Double {
             .route("/images/export", post(crate::outlet::export))
             .route("/images/prune", post(prune))
             .route("/images/verify", post(verify))
+            .route("/operations", get(async || Json(crate::operations::list())))
+            .route("/operations/{id}", axum::routing::delete(crate::operations::cancel))
             .route("/system/df", get(async || Json(usage())))
             .route("/system/check", get(async || Json(check())))
             .route("/system/repair", post(async || Json(json!({
@@ -91,6 +95,11 @@ impl Double {
             shared,
             _runtime: runtime,
         }
+    }
+
+    /// From now on it is busy for so many creates of the image `busy`.
+    pub(crate) fn be_busy(&self, times: u32) {
+        self.shared.with(|seen| seen.busy = times);
     }
 
     /// `METHOD /path?query` of everything asked so far.
@@ -177,7 +186,7 @@ async fn note(State(shared): State<Shared>, request: Request, next: Next) -> Res
     next.run(request).await
 }
 
-fn problem(status: u16, code: &str, detail: &str) -> Response {
+pub(crate) fn problem(status: u16, code: &str, detail: &str) -> Response {
     let body = json!({
         "type": format!("urn:warren:problem:{code}"), "title": "no", "status": status,
         "detail": detail, "code": code, "message": detail,
@@ -219,6 +228,20 @@ async fn create(State(shared): State<Shared>, Json(body): Json<Value>) -> Respon
             "image_not_found",
             "image absent is not here: run `warren pull absent`",
         );
+    }
+    let is_busy = |seen: &mut Seen| {
+        let busy = image == "busy" && seen.busy > 0;
+        seen.busy -= u32::from(busy);
+        busy
+    };
+    if shared.with(is_busy) {
+        let mut refusal = problem(429, "too_many_requests", "2 are on their way up");
+        let pause = header::HeaderValue::from_static("1");
+        refusal.headers_mut().insert(header::RETRY_AFTER, pause);
+        return refusal;
+    }
+    if image == "huge" {
+        return problem(429, "no_capacity", "there is no room: ask for less");
     }
     let name = body["name"].as_str().unwrap_or_default();
     let extra = match image.as_str() {

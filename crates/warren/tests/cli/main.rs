@@ -1,8 +1,10 @@
 //! The command line as people and scripts meet it: the built program, asked from outside.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod busy;
 mod commit;
 mod double;
+mod operations;
 mod outlet;
 mod storage;
 mod upkeep;
@@ -13,7 +15,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&[&str]; 39] = [
+const COMMANDS: [&[&str]; 41] = [
     &["run"],
     &["exec"],
     &["attach"],
@@ -39,6 +41,8 @@ const COMMANDS: [&[&str]; 39] = [
     &["image", "verify"],
     &["image", "export"],
     &["prune"],
+    &["operations"],
+    &["operations", "cancel"],
     &["system", "df"],
     &["version"],
     &["completion"],

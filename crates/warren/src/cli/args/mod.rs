@@ -4,6 +4,7 @@
 mod commit;
 mod images;
 mod instances;
+mod operations;
 mod run;
 mod settings;
 mod storage;
@@ -17,6 +18,7 @@ pub(crate) use instances::{
     AttachArgs, EventsArgs, ExecArgs, InspectArgs, LogSource, LogsArgs, NamesArgs, PsArgs,
     RemoveArgs, StatsArgs, WaitArgs,
 };
+pub(crate) use operations::{OperationsArgs, OperationsCommand};
 pub(crate) use run::{NetworkChoice, PullPolicy, RunArgs};
 pub(crate) use settings::{CompletionArgs, ContextArgs, ContextCommand, VersionArgs};
 pub(crate) use storage::{DfArgs, ImageCommand, PruneArgs, SystemCommand, VerifyArgs};
@@ -183,6 +185,8 @@ pub(crate) enum Command {
         command: ImageCommand,
     },
     Prune(PruneArgs),
+    // What takes long.
+    Operations(OperationsArgs),
     // About this program.
     Context(ContextArgs),
     Version(VersionArgs),

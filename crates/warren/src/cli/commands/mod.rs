@@ -7,6 +7,7 @@ mod export;
 mod images;
 mod instances;
 mod logs;
+mod operations;
 mod request;
 mod run;
 mod save;
@@ -20,7 +21,12 @@ use super::context::{self, Contexts};
 use super::failure::{CliError, OWN_FAILURE};
 use super::output::Output;
 use std::future::Future;
-use warren_api::client::Client;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use warren_api::client::{Client, Patience};
+
+/// For how long a command comes again when the server is busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What every command works with.
 pub(crate) struct Session {
@@ -35,8 +41,16 @@ pub(crate) type Outcome = Result<u8, CliError>;
 
 /// The server that options, environment and contexts lead to.
 fn session(global: &Global, out: Output) -> Result<Session, CliError> {
+    let words = out.clone();
+    let said = AtomicBool::new(false);
+    let patience = Patience::new(PATIENCE, move |error, _| {
+        if !said.swap(true, Ordering::Relaxed) {
+            let limit = PATIENCE.as_secs();
+            words.note(format!("{error} (trying for up to {limit} s)"));
+        }
+    });
     Ok(Session {
-        client: client_of(global)?,
+        client: client_of(global)?.with_patience(patience),
         out,
     })
 }
@@ -103,6 +117,7 @@ pub(crate) async fn execute(command: Command, global: &Global, out: &Output) -> 
             command: ImageCommand::Export(args),
         } => export::export(&with_server()?, args).await,
         Command::Prune(args) => storage::prune(&with_server()?, args).await,
+        Command::Operations(args) => operations::operations(&with_server()?, args).await,
         Command::System {
             command: SystemCommand::Df(args),
         } => storage::df(&with_server()?, args).await,
