@@ -5,6 +5,7 @@ use crate::adopt;
 use crate::attach;
 use crate::commit::Committing;
 use crate::context::{Actors, AgentConfig, Context, InstanceShared, Ports, disk_path};
+use crate::evidence;
 use crate::guest_session::GuestSession;
 use crate::images::AgentImages;
 use crate::inventory;
@@ -22,8 +23,8 @@ use warren_core::host::HostReport;
 use warren_core::instance::{Desired, Gone, HypervisorChoice, InstanceIntent, InstanceStatus};
 use warren_core::inventory::Item;
 use warren_core::ports::host_link::{
-    ExecCommand, ExecSession, HostImages, HostRecords, HostUpkeep, LogLine, LogQuery, LogSource,
-    OutputStream, RECORD_IN_DOUBT, Usage,
+    Evidence, ExecCommand, ExecSession, HostImages, HostRecords, HostUpkeep, LogLine, LogQuery,
+    LogSource, OutputStream, RECORD_IN_DOUBT, Usage,
 };
 use warren_core::ports::hypervisor::{HypervisorKind, HypervisorReport};
 use warren_core::ports::network::AttachmentSpec;
@@ -473,6 +474,11 @@ impl HostUpkeep for AgentLink {
 
     async fn records(&self) -> Result<HostRecords, PortError> {
         adopt::host_records(&self.0.context.config.instances)
+    }
+
+    async fn evidence(&self, id: &InstanceId) -> Result<Vec<Evidence>, PortError> {
+        let home = self.0.shared(id)?.home.clone();
+        evidence::of_instance(&self.0.context, home).await
     }
 }
 

@@ -13,6 +13,7 @@ mod bootstrap;
 mod commit;
 mod console;
 mod context;
+mod evidence;
 mod guest_session;
 mod images;
 mod inventory;

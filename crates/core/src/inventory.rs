@@ -104,6 +104,19 @@ pub enum Part {
 }
 
 impl Part {
+    /// Whether it is a part of the instance with this handle, whose guest has this address.
+    pub fn is_of(&self, handle: &Handle, address: Option<Ipv4Addr>) -> bool {
+        match self {
+            Part::Published { address: of } => address == Some(*of),
+            Part::Home { .. }
+            | Part::Machine { .. }
+            | Part::Network { .. }
+            | Part::Installation
+            | Part::Unfinished
+            | Part::Unknown => self.handle() == Some(handle),
+        }
+    }
+
     /// Whose it is, where it is one instance's and its handle is known.
     pub fn handle(&self) -> Option<&Handle> {
         match self {

@@ -570,6 +570,16 @@ impl Client {
         )
     }
 
+    /// `GET /instances/{id}/debug-bundle`: a gzipped tar archive of everything that is known of an instance.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn debug_bundle(&self, id: &str) -> Result<Vec<u8>, ClientError> {
+        let request = self.request(Method::GET, &["instances", id, "debug-bundle"]);
+        let response = self.send(request.timeout(LIFECYCLE_TIMEOUT)).await?;
+        self.body(response).await
+    }
+
     /// `GET /operations`: everything long that the server does or has done of late, oldest first.
     ///
     /// # Errors

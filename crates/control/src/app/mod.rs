@@ -2,6 +2,7 @@
 //! the intent to the host and, where asked, waits for what the host sees. No HTTP in here.
 
 mod board;
+mod bundle;
 mod commits;
 mod create;
 mod error;

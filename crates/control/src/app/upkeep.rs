@@ -22,9 +22,9 @@ use warren_core::{InstanceId, PortError};
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// One look at everything.
-struct Look {
-    inventory: Vec<Item>,
-    differences: Vec<Difference>,
+pub(super) struct Look {
+    pub(super) inventory: Vec<Item>,
+    pub(super) differences: Vec<Difference>,
 }
 
 impl App {
@@ -80,7 +80,7 @@ impl App {
         Ok(())
     }
 
-    async fn look(&self) -> Result<Look, AppError> {
+    pub(super) async fn look(&self) -> Result<Look, AppError> {
         let mode = self.known_host().await?.network.mode;
         let inventory = self.0.host.upkeep().inventory().await?;
         let host = self.0.host.upkeep().records().await?;

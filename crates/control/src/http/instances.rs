@@ -9,7 +9,7 @@ use super::reply::{Failure, Reply, json, outcome, page};
 use super::sse;
 use crate::app::{AppError, Creation, JobUpdate, PageOf, Until, View};
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use futures::StreamExt;
 use std::time::Duration;
@@ -231,6 +231,25 @@ pub(super) async fn commit(
         Code::Unavailable,
         "the server is stopping: commit it again when it is back",
     ))
+}
+
+/// Everything that is known of an instance, for whoever looks for a fault
+///
+/// A gzipped tar archive: what is recorded, what the host has and says, events, logs, the VMM's arguments, versions.
+/// Values of environment variables, passwords and tokens are hidden. What cannot be had is named in it.
+#[utoipa::path(get, path = "/instances/{id}/debug-bundle", operation_id = "getInstanceDebugBundle", tag = "instances",
+    params(("id" = String, Path, description = "Id, name or prefix")),
+    responses((status = 200, description = "The archive", content_type = "application/gzip", body = String)))]
+pub(super) async fn debug_bundle(
+    State(http): State<Http>,
+    Id(id): Id,
+    _: NoParams,
+    headers: HeaderMap,
+) -> Reply {
+    let agent = headers.get(header::USER_AGENT);
+    let client = agent.and_then(|agent| agent.to_str().ok());
+    let bundle = http.app.bundle(&id, client).await?;
+    Ok(([(header::CONTENT_TYPE, "application/gzip")], bundle).into_response())
 }
 
 /// Wait for a state

@@ -63,6 +63,7 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(instances::resume))
         .routes(routes!(instances::wait))
         .routes(routes!(instances::commit))
+        .routes(routes!(instances::debug_bundle))
         .routes(routes!(instances::stats))
         .routes(routes!(sse::logs))
         .routes(routes!(exec::exec))

@@ -6,6 +6,7 @@
 )]
 
 mod access;
+mod bundle;
 mod commits;
 mod images;
 mod instances;

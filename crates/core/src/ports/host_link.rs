@@ -244,6 +244,15 @@ pub struct HostRecords {
     pub damaged: Vec<(Handle, String)>,
 }
 
+/// A piece of what a host knows of an instance, for somebody who looks for a fault.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// As a file's: `record.json`, `processes.txt`.
+    pub name: String,
+    /// Without keys of the host's own; values of environments are still in it.
+    pub text: String,
+}
+
 /// Looking after a host: what is there, and what it remembers.
 #[async_trait]
 pub trait HostUpkeep: Send + Sync {
@@ -254,6 +263,8 @@ pub trait HostUpkeep: Send + Sync {
     async fn remove(&self, item: &Item) -> Result<(), PortError>;
     /// What the host remembers: enough to rebuild the record of intent.
     async fn records(&self) -> Result<HostRecords, PortError>;
+    /// What nobody else can tell of an instance: the host's record of it, its processes with their arguments, its files.
+    async fn evidence(&self, id: &InstanceId) -> Result<Vec<Evidence>, PortError>;
 }
 
 /// The image side of a host.

@@ -76,6 +76,7 @@ impl Double {
             .route("/images/export", post(crate::outlet::export))
             .route("/images/prune", post(prune))
             .route("/images/verify", post(verify))
+            .route("/instances/{id}/debug-bundle", get(crate::debug::bundle))
             .route("/operations", get(async || Json(crate::operations::list())))
             .route("/operations/{id}", axum::routing::delete(crate::operations::cancel))
             .route("/system/df", get(async || Json(usage())))

@@ -3,6 +3,7 @@
 
 mod busy;
 mod commit;
+mod debug;
 mod double;
 mod operations;
 mod outlet;
@@ -15,7 +16,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&[&str]; 41] = [
+const COMMANDS: [&[&str]; 42] = [
     &["run"],
     &["exec"],
     &["attach"],
@@ -43,6 +44,7 @@ const COMMANDS: [&[&str]; 41] = [
     &["prune"],
     &["operations"],
     &["operations", "cancel"],
+    &["debug", "bundle"],
     &["system", "df"],
     &["version"],
     &["completion"],

@@ -2,6 +2,7 @@
 //! is carried out here; `commands` does that.
 
 mod commit;
+mod debug;
 mod images;
 mod instances;
 mod operations;
@@ -10,6 +11,7 @@ mod settings;
 mod storage;
 
 pub(crate) use commit::CommitArgs;
+pub(crate) use debug::{BundleArgs, DebugCommand};
 pub(crate) use images::{
     ExportArgs, ExportFormat, ImagesArgs, LoadArgs, PullArgs, PushArgs, RmiArgs, SaveArgs,
     SaveFormat,
@@ -185,8 +187,16 @@ pub(crate) enum Command {
         command: ImageCommand,
     },
     Prune(PruneArgs),
-    // What takes long.
+    // What takes long, and what went wrong.
     Operations(OperationsArgs),
+    /// Look for faults
+    ///
+    /// Commands for when an instance does not do what it should.
+    Debug {
+        /// What to do.
+        #[command(subcommand)]
+        command: DebugCommand,
+    },
     // About this program.
     Context(ContextArgs),
     Version(VersionArgs),

@@ -2,6 +2,7 @@
 
 mod attached;
 mod commit;
+mod debug;
 mod delivery;
 mod export;
 mod images;
@@ -16,7 +17,7 @@ mod stats;
 mod storage;
 mod watch;
 
-use super::args::{Command, Global, ImageCommand, SystemCommand};
+use super::args::{Command, DebugCommand, Global, ImageCommand, SystemCommand};
 use super::context::{self, Contexts};
 use super::failure::{CliError, OWN_FAILURE};
 use super::output::Output;
@@ -117,6 +118,9 @@ pub(crate) async fn execute(command: Command, global: &Global, out: &Output) -> 
             command: ImageCommand::Export(args),
         } => export::export(&with_server()?, args).await,
         Command::Prune(args) => storage::prune(&with_server()?, args).await,
+        Command::Debug {
+            command: DebugCommand::Bundle(args),
+        } => debug::bundle(&with_server()?, args).await,
         Command::Operations(args) => operations::operations(&with_server()?, args).await,
         Command::System {
             command: SystemCommand::Df(args),
