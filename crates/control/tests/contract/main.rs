@@ -8,6 +8,7 @@
 mod access;
 mod bundle;
 mod commits;
+mod dashboard;
 mod images;
 mod instances;
 mod operations;
