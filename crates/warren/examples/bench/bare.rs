@@ -239,6 +239,11 @@ fn boot_config() -> BootConfig {
 
 /// The command line of the QEMU process that works in an instance's directory.
 fn arguments_of_qemu_in(home: &Path) -> anyhow::Result<Vec<String>> {
+    Ok(qemu_in(home)?.1)
+}
+
+/// The VMM of the instance whose directory this is: its pid and its arguments.
+pub(crate) fn qemu_in(home: &Path) -> anyhow::Result<(u32, Vec<String>)> {
     let home = home.display().to_string();
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let Ok(bytes) = std::fs::read(entry.path().join("cmdline")) else {
@@ -252,7 +257,9 @@ fn arguments_of_qemu_in(home: &Path) -> anyhow::Result<Vec<String>> {
             .first()
             .is_some_and(|program| program.contains("qemu-system"));
         if qemu && words.iter().any(|word| word.contains(&home)) {
-            return Ok(words.into_iter().filter(|word| !word.is_empty()).collect());
+            let pid = entry.file_name().to_string_lossy().parse()?;
+            let words = words.into_iter().filter(|word| !word.is_empty());
+            return Ok((pid, words.collect()));
         }
     }
     bail!("found no QEMU of {home}")

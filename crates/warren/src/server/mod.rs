@@ -7,6 +7,7 @@ mod doctor;
 mod fake_guests;
 mod image_limits;
 mod images;
+mod open_files;
 mod push_limits;
 mod quantity;
 mod record;
@@ -198,6 +199,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let auth = Auth::from_secret(config.jwt_secret.as_deref());
     let address = SocketAddr::new(config.listen, config.port);
     auth.check_listener(address)?;
+    let open_files = open_files::raise_limit();
+    tracing::debug!(open_files, "the limit of open files");
     let data = DataDir::open(&config.data_dir)?;
     let listeners = bind(address).await?;
     let stopping = CancellationToken::new();

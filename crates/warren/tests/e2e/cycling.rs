@@ -2,6 +2,7 @@
 //! disk as before).
 
 use crate::harness::{Mode, Server, missing, skip};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
@@ -77,6 +78,16 @@ fn cycle(server: &Server, from: u64, to: u64) {
     });
 }
 
+/// How many files a process may have open, soft and hard (proc(5), limits).
+fn open_files_allowed(pid: u32) -> [u64; 2] {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let mut numbers = line.unwrap().split_whitespace().skip(3);
+    [(); 2].map(|()| numbers.next().unwrap().parse().unwrap())
+}
+
 #[test]
 fn cycles_of_create_and_delete_hold_nothing() {
     const NAME: &str = "e2e::cycles_of_create_and_delete_hold_nothing";
@@ -88,7 +99,13 @@ fn cycles_of_create_and_delete_hold_nothing() {
         .and_then(|text| text.parse().ok())
         .unwrap_or(CYCLES);
     let environment = [("WARREN_HYPERVISORS", "[fake]"), ("WARREN_LOG", "warn")];
+    // As a login has it; nextest gives each test a process of its own.
+    let limit = getrlimit(Resource::Nofile);
+    let current = Some(512);
+    setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
     let server = Server::start_in(Mode::Bridge, &environment);
+    let [soft, hard] = open_files_allowed(server.pid());
+    assert_eq!(soft, hard);
     cycle(&server, 0, cycles / WARM_UP);
     let before = held(&server);
     cycle(&server, cycles / WARM_UP, cycles);

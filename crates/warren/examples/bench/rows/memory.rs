@@ -1,6 +1,6 @@
 //! Memory of Warren for each running instance, and of its VMM against QEMU started by hand.
 
-use crate::bare::BareQemu;
+use crate::bare::{BareQemu, qemu_in};
 use crate::report::{Aim, Report, Row};
 use crate::server::{BenchServer, Machines};
 use anyhow::Context;
@@ -43,10 +43,11 @@ pub(crate) async fn measure(pairs: usize, report: &mut Report) -> anyhow::Result
     for pair in 0..pairs {
         for arm in [pair % 2, 1 - pair % 2] {
             if arm == 0 {
-                let answer = server.create(&format!("weighed-{pair}")).await?;
+                server.create(&format!("weighed-{pair}")).await?;
                 tokio::time::sleep(SETTLE).await;
-                let pid = answer["pid"].as_u64().context("no pid in the answer")?;
-                ours.push(proportional_kib(u32::try_from(pid)?)? / 1024.0);
+                let home = std::fs::read_dir(server.instances())?.next();
+                let home = home.context("no instance directory")??.path();
+                ours.push(proportional_kib(qemu_in(&home)?.0)? / 1024.0);
                 server.delete(&format!("weighed-{pair}")).await?;
             } else {
                 let guest = bare.start(0).await?;
