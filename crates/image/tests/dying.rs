@@ -1,5 +1,6 @@
-//! kill -9 at every recorded step of pull, load, commit, prune, remove and repair: what is left is clean, whole or absent, and the
-//! same operation then succeeds, without fetching again what had been verified.
+//! kill -9 at every recorded step of pull, load, commit, prune, remove and repair, and of pushes to this host and what takes
+//! them away again: what is left is clean, whole or absent, and the same operation then succeeds, without fetching again what
+//! had been verified.
 //!
 //! The operation runs in a child: this test binary again, with an order in its environment. A run without a crash tells
 //! which places it comes to, and how often; then a child dies at each.
@@ -13,11 +14,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use serde::{Deserialize, Serialize};
+use support::pushing::push_layout;
 use support::registry::Registry;
-use support::{have, leftovers, one_file, quiet, run, store, temporaries, write_layout};
+use support::{
+    changed_disk, have, leftovers, one_file, quiet, run, store, temporaries, write_layout,
+};
 use warren_core::ports::commits::CommitRequest;
 use warren_core::ports::images::{
     ImageUpkeep as _, LoadRequest, PruneRequest, PullRequest, Transport,
+};
+use warren_core::ports::registry::{
+    ManifestName, RegistryBlobs as _, RegistryManifests as _, code,
 };
 use warren_core::ports::{Commits as _, Images as _};
 use warren_core::storage::{PruneMode, PruneScope, Repair};
@@ -25,8 +32,11 @@ use warren_image::{Digest, ImageStore};
 
 /// Where the child finds what to do.
 const ORDER: &str = "WARREN_TEST_ORDER";
-/// Operations of the registry that this crate also is; their own test kills them.
-const ELSEWHERE: [&str; 2] = ["discard", "receive"];
+/// Where a push goes, and how it is called there.
+const REPOSITORY: &str = "team/app";
+const TAG: &str = "1";
+/// As which image it is recorded.
+const PUSHED: &str = "localhost:8080/team/app:1";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Order {
@@ -40,6 +50,10 @@ enum Job {
     Load(PathBuf),
     /// The changes on this disk, of an instance of the image that was pulled.
     Commit(PathBuf),
+    /// A client pushes the image of this layout.
+    Push(PathBuf),
+    /// A client takes the tag of a push away, then its manifest.
+    Discard(String),
     PruneAll,
     Remove,
     Repair,
@@ -83,6 +97,17 @@ impl Job {
                     .commit(request, &base, captured, quiet())
                     .await
                     .unwrap();
+            }
+            Job::Push(layout) => push_layout(images, layout, REPOSITORY, TAG).await,
+            Job::Discard(manifest) => {
+                let tag = ManifestName::Tag(TAG.to_owned());
+                for name in [tag, ManifestName::Digest(manifest.clone())] {
+                    match images.remove_manifest(REPOSITORY, &name, &[]).await {
+                        // Those who died may have come so far.
+                        Err(error) if error.code == code::MANIFEST_UNKNOWN => {}
+                        removed => removed.unwrap(),
+                    }
+                }
             }
             Job::PruneAll => {
                 let request = PruneRequest {
@@ -154,7 +179,6 @@ fn places() -> BTreeSet<String> {
         &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
         &mut found,
     );
-    found.retain(|name| !ELSEWHERE.contains(&name.split('.').next().unwrap()));
     found
 }
 
@@ -167,6 +191,8 @@ enum Before {
     Incomplete,
     /// Pulled, with a damaged disk and a damaged layer.
     Damaged,
+    /// Somebody has pushed an image.
+    Pushed,
 }
 
 /// Every blob that is there is what its name says; gives their digests.
@@ -221,7 +247,9 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
     let work = tempfile::tempdir().unwrap();
     let layers = [one_file("a", 30_000), one_file("b", 9000)];
     let layout = work.path().join("layout");
-    write_layout(&layout, "v1", &layers);
+    let manifest = write_layout(&layout, "v1", &layers);
+    let next = work.path().join("next");
+    let next_manifest = write_layout(&next, "v2", &[one_file("a", 30_000), one_file("d", 7000)]);
     let registry = Registry::start(work.path(), "");
     registry.push(&layout, "v1", "web:1", &[]);
     let docker = work.path().join("docker.tar");
@@ -232,7 +260,7 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
 
     // What the disks must be, however they come.
     let mut disks = BTreeMap::new();
-    for (n, path) in [&layout, &docker].into_iter().enumerate() {
+    for (n, path) in [&layout, &docker, &next].into_iter().enumerate() {
         let data = work.path().join(format!("known-{n}"));
         Job::Load(path.clone()).carry_out(&data).await;
         for record in store(&data).list().await.unwrap() {
@@ -258,12 +286,17 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
         let digest = Digest::of(&layers[n].0);
         data.join("images/blobs/sha256").join(digest.hex())
     };
+    let push = Job::Push(layout.clone());
     let prepare = async |before: Before, data: &Path| {
-        if before != Before::Empty {
-            pull_and_seal(data, &pull).await;
+        match before {
+            Before::Empty => {}
+            Before::Pushed => carry_out_and_seal(data, &push).await,
+            Before::Pulled | Before::Incomplete | Before::Damaged => {
+                carry_out_and_seal(data, &pull).await;
+            }
         }
         match before {
-            Before::Empty | Before::Pulled => {}
+            Before::Empty | Before::Pulled | Before::Pushed => {}
             Before::Incomplete => std::fs::remove_file(blob(data, 0)).unwrap(),
             Before::Damaged => damage(data, &blob(data, 1)),
         }
@@ -277,6 +310,12 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
         (Before::Pulled, Job::PruneAll),
         (Before::Pulled, Job::Remove),
         (Before::Damaged, Job::Repair),
+        (Before::Empty, push.clone()),
+        // The tag moves.
+        (Before::Pushed, Job::Push(next.clone())),
+        (Before::Pushed, Job::Discard(manifest.to_string())),
+        (Before::Pushed, Job::PruneAll),
+        (Before::Pushed, Job::Remove),
     ];
 
     let mut hit: BTreeMap<String, usize> = BTreeMap::new();
@@ -327,12 +366,11 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
                     known_disks(&data, &disks);
                     for record in images.list().await.unwrap() {
                         let found = images.verify(&record.id, Repair::No).await.unwrap();
-                        // Only the order's own case has blobs missing before.
-                        assert!(
-                            found.is_sound() || what.contains("missing"),
-                            "{at}: {found:?}"
-                        );
+                        assert!(found.is_sound(), "{at}: {found:?}");
                     }
+                }
+                if !matches!(before, Before::Incomplete | Before::Damaged) {
+                    shown_is_whole(&images, &at).await;
                 }
                 drop(images);
 
@@ -356,8 +394,23 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
                     let found = images.verify(&record.id, Repair::No).await.unwrap();
                     assert!(found.is_sound(), "{at}: {found:?}");
                 }
-                let gone = matches!(job, Job::PruneAll | Job::Remove);
+                shown_is_whole(&images, &at).await;
+                if let Job::Push(pushed) = job {
+                    let wanted = if *pushed == next {
+                        &next_manifest
+                    } else {
+                        &manifest
+                    };
+                    assert_eq!(images.tags(REPOSITORY).await.unwrap(), [TAG], "{at}");
+                    let found = images.find(PUSHED).await.unwrap();
+                    let found = found.map(|record| record.digest);
+                    assert_eq!(found, Some(wanted.to_string()), "{at}");
+                }
+                let gone = matches!(job, Job::PruneAll | Job::Remove | Job::Discard(_));
                 assert_eq!(images.list().await.unwrap().is_empty(), gone, "{at}");
+                if gone {
+                    nothing_is_left(&images, &data, &at).await;
+                }
                 assert_eq!(leftovers(&data), 0, "{at}");
             }
         }
@@ -377,19 +430,39 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
     assert_eq!(missed, Vec::<String>::new(), "never killed there");
 }
 
-/// The disk of an instance that has written a file.
-fn changed_disk(work: &Path) -> PathBuf {
-    let (tree, disk) = (work.join("tree"), work.join("changed.ext4"));
-    std::fs::create_dir_all(tree.join("upper")).unwrap();
-    std::fs::write(tree.join("upper/written"), one_file("c", 20_000).1).unwrap();
-    std::fs::File::create(&disk)
-        .unwrap()
-        .set_len(16 << 20)
-        .unwrap();
-    run(Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-d"])
-        .args([&tree, &disk]));
-    disk
+/// What repositories show can be pulled from them.
+async fn shown_is_whole(images: &ImageStore, at: &str) {
+    for repository in images.repositories().await.unwrap() {
+        for tag in images.tags(&repository).await.unwrap() {
+            let name = ManifestName::Tag(tag);
+            let manifest = images.manifest(&repository, &name).await.unwrap();
+            assert_eq!(Digest::of(&manifest.bytes).to_string(), manifest.digest);
+            let described: serde_json::Value = serde_json::from_slice(&manifest.bytes).unwrap();
+            let layers = described["layers"].as_array().unwrap();
+            for named in layers.iter().chain([&described["config"]]) {
+                let digest = named["digest"].as_str().unwrap();
+                let blob = images.blob(&repository, digest).await;
+                assert!(blob.is_ok(), "{at}: {repository} lacks {digest}");
+            }
+        }
+    }
+}
+
+/// With the last image gone, pruning leaves no repository, no blob and no disk.
+async fn nothing_is_left(images: &ImageStore, data: &Path, at: &str) {
+    let request = PruneRequest {
+        scope: PruneScope::Unreferenced,
+        mode: PruneMode::Remove,
+        in_use: Vec::new(),
+    };
+    images.prune(request).await.unwrap();
+    let left = images.repositories().await.unwrap();
+    assert_eq!(left, Vec::<String>::new(), "{at}");
+    for directory in ["blobs/sha256", "disks"] {
+        let mut entries = std::fs::read_dir(data.join("images").join(directory)).unwrap();
+        let left = entries.next().map(|entry| entry.unwrap().path());
+        assert_eq!(left, None, "{at}");
+    }
 }
 
 /// How often each layer was fetched, once the registry has written down what a killed child had asked for.
@@ -411,8 +484,8 @@ fn fetches(registry: &Registry, layers: &[(Vec<u8>, Vec<u8>)]) -> Vec<usize> {
     known
 }
 
-/// Pulls, and waits until nothing goes on behind the pull: its disk is sealed.
-async fn pull_and_seal(data: &Path, pull: &Job) {
+/// Pulls or pushes, and waits until nothing goes on behind it: the disk is sealed.
+async fn carry_out_and_seal(data: &Path, job: &Job) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     let is_sealed = || {
         let mut entries = std::fs::read_dir(data.join("images/disks")).unwrap();
@@ -424,7 +497,7 @@ async fn pull_and_seal(data: &Path, pull: &Job) {
         })
     };
     let images = store(data);
-    pull.carry_out_in(&images).await;
+    job.carry_out_in(&images).await;
     while !is_sealed() {
         assert!(
             std::time::Instant::now() < deadline,

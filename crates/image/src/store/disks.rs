@@ -102,6 +102,18 @@ impl Disks {
         publish::remove(&self.seal_path(manifest))
     }
 
+    /// Removes the seals of disks that are gone: a process that died between the two has left them.
+    pub(super) fn clean(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            let is_seal = path.extension().is_some_and(|it| it == &SEAL[1..]);
+            if is_seal && !path.with_extension("").try_exists()? {
+                publish::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Hashes a disk that is known to be right and keeps the digest, unless that is known already.
     pub(super) fn make_seal(&self, manifest: &Digest, stop: &CancellationToken) -> io::Result<()> {
         if self.seal(manifest).is_some() {

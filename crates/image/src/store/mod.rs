@@ -144,6 +144,7 @@ impl ImageStore {
                 .map_err(opening)?;
         }
         let disks = Arc::new(Disks::new(root.join("disks")));
+        disks.clean().map_err(opening)?;
         Ok(ImageStore {
             _stop_sealing: disks.stop_on_drop(),
             disks,

@@ -9,6 +9,7 @@
 
 pub mod archive;
 pub mod ext4;
+pub mod pushing;
 pub mod reading;
 pub mod registry;
 pub mod small;
@@ -185,6 +186,21 @@ pub fn write_layout(at: &Path, tag: &str, layers: &[(Vec<u8>, Vec<u8>)]) -> Dige
     std::fs::write(at.join("index.json"), index.to_string()).unwrap();
     std::fs::write(at.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     digest
+}
+
+/// The disk of an instance that has written a file.
+pub fn changed_disk(work: &Path) -> PathBuf {
+    let (tree, disk) = (work.join("tree"), work.join("changed.ext4"));
+    std::fs::create_dir_all(tree.join("upper")).unwrap();
+    std::fs::write(tree.join("upper/written"), one_file("c", 20_000).1).unwrap();
+    std::fs::File::create(&disk)
+        .unwrap()
+        .set_len(16 << 20)
+        .unwrap();
+    run(Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-d"])
+        .args([&tree, &disk]));
+    disk
 }
 
 /// A mounted image.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use warren_core::ports::registry::Piece;
+use warren_crashpoint::reached;
 
 use super::ServeError;
 use crate::digest::Digest;
@@ -144,7 +145,9 @@ impl Sessions {
             .map_err(|_| ServeError::UploadBusy)?;
         self.write(content, repository, id, piece).await?;
         self.lock().remove(id);
-        Ok(content.finish_upload(&session.upload, digest).await?)
+        let size = content.finish_upload(&session.upload, digest).await?;
+        reached("receive.blob-published");
+        Ok(size)
     }
 
     /// Gives one up.
