@@ -9,11 +9,14 @@ use std::path::Path;
 use std::process::Command;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use support::registry::Registry;
 use support::small::{PAGE, PLENTY, Small};
-use support::{have, leftovers, one_file, quiet, run, store, write_layout};
+use support::{changed_disk, have, leftovers, one_file, quiet, run, store, write_layout};
+use warren_core::ports::commits::CommitRequest;
 use warren_core::ports::images::{ImageUpkeep as _, LoadRequest, PruneRequest};
-use warren_core::ports::{Images as _, Presence, Volumes as _};
+use warren_core::ports::outlet::{ArchiveFormat, DiskLayout, ExportRequest, SaveRequest};
+use warren_core::ports::{Commits as _, ImageOutlet as _, Images as _, Presence, Volumes as _};
 use warren_core::storage::{PruneMode, PruneScope, Repair};
 use warren_core::units::ByteSize;
 use warren_core::{ErrorClass, PortError};
@@ -165,6 +168,90 @@ async fn with_ever_more_room_for_disks(small: &Small) {
         assert!(failures > 0, "ready-made: {ready_made}");
         run(Command::new("/sbin/e2fsck").args(["-f", "-n"]).arg(&disk));
         store.disks.remove(&disk).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_without_room_is_told_and_harms_nothing() {
+    let test = "a_commit_without_room_is_told_and_harms_nothing";
+    if !have(test, &["mkfs.ext4"]) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    let Some(small) = Small::tmpfs(test, work.path().join("small")) else {
+        return;
+    };
+    let layout = work.path().join("layout");
+    write_layout(&layout, "v1", &[one_file("a", 9000)]);
+    let changed = changed_disk(work.path());
+    let mut refused = 0;
+    // Up to where the copy of the disk, the layer and the image's disk all have room.
+    for room in (0..).step_by(12) {
+        let data = small.at.join(room.to_string());
+        let images = store(&data);
+        let request = LoadRequest {
+            path: layout.clone(),
+            name: Some("localhost/base".into()),
+            ..LoadRequest::default()
+        };
+        let base = images.load(request, quiet()).await.unwrap().remove(0);
+        let disk = data.join("disk.ext4");
+        run(Command::new("cp")
+            .arg("--sparse=always")
+            .args([&changed, &disk]));
+        let commit = async || {
+            let request = CommitRequest {
+                name: "localhost/committed".into(),
+                ..CommitRequest::default()
+            };
+            images.check(&request, &base.digest).await?;
+            let captured = images.capture(&disk).await?;
+            images
+                .commit(request, &base.digest, captured, quiet())
+                .await
+        };
+        small.resize(small.used() + room * PAGE);
+        let result = commit().await;
+        assert_eq!(leftovers(&data), 0, "{room} pages");
+        if let Err(error) = &result {
+            refused += 1;
+            assert!(is_full(error), "{room} pages: {error:?}");
+            assert_eq!(images.list().await.unwrap().len(), 1, "{room} pages");
+            goes_out(&images, &base.id).await;
+            small.resize(PLENTY);
+            commit().await.unwrap();
+        }
+        small.resize(PLENTY);
+        for record in images.list().await.unwrap() {
+            let found = images.verify(&record.id, Repair::No).await.unwrap();
+            assert!(found.is_sound(), "{room} pages: {found:?}");
+        }
+        assert_eq!(images.list().await.unwrap().len(), 2, "{room} pages");
+        drop(images);
+        std::fs::remove_dir_all(&data).unwrap();
+        if result.is_ok() {
+            break;
+        }
+    }
+    assert!(refused > 3, "only {refused} were refused");
+}
+
+/// What leaves a host needs no room on it.
+async fn goes_out(images: &ImageStore, id: &str) {
+    let save = SaveRequest {
+        ids: vec![id.to_owned()],
+        format: ArchiveFormat::Oci,
+    };
+    let export = ExportRequest {
+        id: id.to_owned(),
+        layout: DiskLayout::Partitioned,
+        size: None,
+    };
+    for archive in [images.save(save).await, images.export(export).await] {
+        let archive = archive.unwrap();
+        let pieces = archive.bytes.map(|piece| piece.unwrap().len() as u64);
+        let sent: u64 = pieces.collect::<Vec<_>>().await.into_iter().sum();
+        assert_eq!(sent, archive.size);
     }
 }
 

@@ -378,6 +378,42 @@ async fn refused_by_store(archive: &[u8], limits: Limits) -> PortError {
     error
 }
 
+#[tokio::test]
+async fn an_archive_that_is_not_what_it_says_is_refused_with_a_next_step() {
+    use list::{StoredLayer, oci_archive};
+    let good = || list::hostile("whiteout_through_symlink").layers;
+    let described = |describe: fn(&mut StoredLayer)| {
+        let mut layers = good();
+        describe(&mut layers[0]);
+        oci_archive(&layers)
+    };
+    let whole = oci_archive(&good());
+    let layer = &good()[0].bytes;
+    let mut windows = whole.windows(layer.len());
+    let at = windows.position(|window| window == layer).unwrap() + layer.len() / 2;
+    let mut flipped = whole.clone();
+    flipped[at] ^= 1;
+    let wrong = [
+        ("another digest", flipped),
+        ("shorter", described(|layer| layer.size += 1)),
+        ("longer", described(|layer| layer.size -= 1)),
+        (
+            "another diff-id",
+            described(|layer| layer.diff_id = Digest::of(b"other").to_string()),
+        ),
+        ("truncated", whole[..at].to_vec()),
+        ("no archive", b"#!/bin/sh\n".repeat(100)),
+    ];
+    for (what, archive) in wrong {
+        let error = refused_by_store(&archive, Limits::default()).await;
+        assert!(error.hint.is_some(), "{what}: {error:?}");
+        assert!(
+            ["image_damaged", "image_malformed", "not_an_image"].contains(&error.code),
+            "{what}: {error:?}"
+        );
+    }
+}
+
 fn files_below(directory: &std::path::Path) -> usize {
     std::fs::read_dir(directory)
         .unwrap()

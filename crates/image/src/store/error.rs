@@ -125,6 +125,9 @@ fn describe(error: &StoreError) -> PortError {
     }
 }
 
+/// The next step where an image is not what it should be.
+const MAKE_ANEW: &str = "build or save the image anew, or get it from elsewhere";
+
 /// The port's own reading of an I/O error; the error itself stays the source.
 fn io(what: &str, source: &std::io::Error) -> PortError {
     let copy = match source.raw_os_error() {
@@ -140,24 +143,32 @@ fn describe_source(error: &SourceError) -> PortError {
         SourceError::Read { what, source } => match source.kind() {
             std::io::ErrorKind::NotFound => {
                 PortError::not_found("image_source_not_found", format!("{what} is not there"))
+                    .with_hint(
+                        "check the path; an OCI layout that is not whole has to be made again",
+                    )
             }
             _ => io(&text, source),
         },
         SourceError::NotAnImage => PortError::invalid("not_an_image", text).with_hint(
             "give an OCI layout, the output of `docker save`, or a tarball of a root file system",
         ),
-        SourceError::Malformed { .. } => PortError::invalid("image_malformed", text),
+        SourceError::Malformed { .. } => {
+            PortError::invalid("image_malformed", text).with_hint(MAKE_ANEW)
+        }
         SourceError::Digest { .. } => {
             PortError::retry("image_damaged", text).with_hint("try again, or get it elsewhere")
         }
-        SourceError::TooLarge { .. } => PortError::invalid("image_limit_exceeded", text),
+        SourceError::TooLarge { .. } => PortError::invalid("image_limit_exceeded", text)
+            .with_hint("no image needs as much there: make it anew, or get it from elsewhere"),
         SourceError::Limit(_) => limit(text),
         SourceError::Spool(source) => io("laying the archive out on disk", source),
         SourceError::Cancelled => PortError::retry("cancelled", text),
-        SourceError::NotRunnable(_) => PortError::invalid("image_not_runnable", text),
+        SourceError::NotRunnable(_) => PortError::invalid("image_not_runnable", text)
+            .with_hint("name an image of a root file system: other artifacts cannot be started"),
         SourceError::Platform { .. } => PortError::invalid("image_platform_missing", text)
             .with_hint("choose one of them with `--platform`"),
-        SourceError::Reference(_) => PortError::invalid("image_reference_invalid", text),
+        SourceError::Reference(_) => PortError::invalid("image_reference_invalid", text)
+            .with_hint("write it as in `nginx:1.27` or `registry.example/team/app@sha256:…`"),
         SourceError::Registry(registry) => registry.describe(),
         SourceError::Containerd(_) => PortError::retry("containerd_failed", text)
             .with_hint("look whether containerd runs, or unset CONTAINERD_SOCKET"),
@@ -226,13 +237,14 @@ fn describe_merge(what: &str, error: &MergeError) -> PortError {
     match error {
         MergeError::Erofs(ErofsError::Write(source)) => io("writing the disk", source),
         MergeError::Erofs(ErofsError::TooLarge { .. }) | MergeError::Limit(_) => limit(text),
-        MergeError::HostileName(_) => PortError::invalid("image_hostile", text),
+        MergeError::HostileName(_) => PortError::invalid("image_hostile", text)
+            .with_hint("no tool makes such names by itself: do not trust where the image is from"),
         MergeError::Tar(_)
         | MergeError::Erofs(_)
         | MergeError::HardLink { .. }
         | MergeError::NotADirectory(_)
         | MergeError::SymlinkLoop(_)
-        | MergeError::Root => PortError::invalid("image_malformed", text),
+        | MergeError::Root => PortError::invalid("image_malformed", text).with_hint(MAKE_ANEW),
     }
 }
 

@@ -107,6 +107,26 @@ async fn another_part_than_was_asked_for_is_refused() {
 }
 
 #[tokio::test]
+async fn a_layer_of_another_size_than_its_manifest_says_is_refused() {
+    let image = image();
+    for difference in [-1, 1] {
+        let server = served(&image).await;
+        let mut wrong = image.manifest();
+        let size = image.layers[1]
+            .0
+            .len()
+            .checked_add_signed(difference)
+            .unwrap();
+        wrong["layers"][1]["size"] = size.into();
+        server.put_manifest("web", "1", &wrong);
+        let host = Host::new();
+        host.refused(plain(&server, "web:1"), "image_damaged").await;
+        server.put_manifest("web", "1", &image.manifest());
+        host.pull(plain(&server, "web:1")).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_layer_with_another_diff_id_is_refused() {
     let mut wrong = image();
     wrong.config["rootfs"]["diff_ids"][1] = warren_image::Digest::of(b"other").to_string().into();

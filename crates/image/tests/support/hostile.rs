@@ -19,6 +19,18 @@ use warren_image::{Digest, Limits};
 pub struct StoredLayer {
     pub bytes: Vec<u8>,
     pub diff_id: String,
+    /// What its manifest says of its size.
+    pub size: usize,
+}
+
+impl StoredLayer {
+    fn new(bytes: Vec<u8>, diff_id: &Digest) -> Self {
+        StoredLayer {
+            size: bytes.len(),
+            diff_id: diff_id.to_string(),
+            bytes,
+        }
+    }
 }
 
 /// How an attempt has to end.
@@ -98,9 +110,9 @@ stall = "1s"
 "#;
 
 fn plain(layers: Vec<Vec<u8>>, ends: Ends) -> Hostile {
-    let layers = layers.into_iter().map(|bytes| StoredLayer {
-        diff_id: Digest::of(&bytes).to_string(),
-        bytes,
+    let layers = layers.into_iter().map(|bytes| {
+        let diff_id = Digest::of(&bytes);
+        StoredLayer::new(bytes, &diff_id)
     });
     Hostile {
         layers: layers.collect(),
@@ -112,11 +124,8 @@ fn plain(layers: Vec<Vec<u8>>, ends: Ends) -> Hostile {
 fn zstd(ends: Ends, write: impl FnOnce(&mut dyn Write)) -> Hostile {
     let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
     write(&mut encoder);
-    let layer = StoredLayer {
-        bytes: encoder.finish().unwrap(),
-        // Nobody comes as far as this.
-        diff_id: Digest::of(b"").to_string(),
-    };
+    // Nobody comes as far as its diff-id.
+    let layer = StoredLayer::new(encoder.finish().unwrap(), &Digest::of(b""));
     Hostile {
         layers: vec![layer],
         ends,
@@ -255,10 +264,8 @@ pub fn hostile(name: &str) -> Hostile {
         "bomb_in_a_bomb_of_layers" => {
             let zeros = vec![0; 60 << 20];
             let layer = gzip(&archive.file(b"bomb", &zeros).end());
-            let layers = (0..9).map(|_| StoredLayer {
-                bytes: layer.clone(),
-                diff_id: Digest::of(&Archive::new().file(b"bomb", &zeros).end()).to_string(),
-            });
+            let diff_id = Digest::of(&Archive::new().file(b"bomb", &zeros).end());
+            let layers = (0..9).map(|_| StoredLayer::new(layer.clone(), &diff_id));
             Hostile {
                 layers: layers.collect(),
                 ends: Ends::Refused(LIMIT, "unpack to more than"),
@@ -402,7 +409,7 @@ pub fn documents(layers: &[StoredLayer]) -> (Vec<u8>, Vec<u8>) {
         .map(|layer| {
             serde_json::json!({
                 "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
-                "digest": Digest::of(&layer.bytes).to_string(), "size": layer.bytes.len(),
+                "digest": Digest::of(&layer.bytes).to_string(), "size": layer.size,
             })
         })
         .collect();

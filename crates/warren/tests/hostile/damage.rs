@@ -60,10 +60,24 @@ fn a_stalled_layer_is_given_up() {
 }
 
 #[test]
+fn a_layer_of_another_size_is_refused() {
+    for difference in [-1, 1] {
+        refused_as_described(|layers| {
+            layers[0].size = layers[0].size.checked_add_signed(difference).unwrap();
+        });
+    }
+}
+
+#[test]
 fn a_layer_with_another_diff_id_is_refused() {
+    refused_as_described(|layers| layers[0].diff_id = Digest::of(b"other").to_string());
+}
+
+/// An image whose documents say something wrong is refused whichever way it comes.
+fn refused_as_described(describe: impl FnOnce(&mut Vec<StoredLayer>)) {
     let server = Server::start();
     let mut wrong = good();
-    wrong[0].diff_id = Digest::of(b"other").to_string();
+    describe(&mut wrong);
     let registry = Registry::serve(&wrong);
     let reference = format!("{}/hostile:1", registry.host());
     for problem in [
@@ -76,6 +90,8 @@ fn a_layer_with_another_diff_id_is_refused() {
     nothing_is_here(&server);
     registry.repair(&good());
     server.pull(&reference).unwrap();
+    server.load("localhost/x:1", &oci_archive(&good())).unwrap();
+    assert_eq!((server.images(), server.disks().len()), (2, 1));
 }
 
 #[test]
