@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use support::pushing::push_layout;
 use support::registry::Registry;
 use support::{have, leftovers, one_file, quiet, store, write_layout};
 use warren_core::image::ImageRecord;
@@ -134,6 +135,36 @@ fn flip_a_byte(path: &Path) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+#[tokio::test]
+async fn what_can_be_reclaimed_is_what_a_prune_frees() {
+    let world = World::new();
+    let used = world.load("used:1", &["a", "b"]).await;
+    world.load("shares:1", &["a", "c"]).await;
+    push_layout(&world.images, &world.layout(&["a", "d"]), "team/app", "1").await;
+    let check = async |images: &ImageStore, what: &str| {
+        let in_use = vec![used.digest.clone()];
+        let usage = images.usage(&in_use).await.unwrap();
+        let mut freed = Vec::new();
+        for mode in [PruneMode::DryRun, PruneMode::Remove] {
+            let request = PruneRequest {
+                scope: PruneScope::Unused,
+                mode,
+                in_use: in_use.clone(),
+            };
+            freed.push(images.prune(request).await.unwrap().bytes);
+        }
+        assert!(usage.reclaimable > 0, "{what}");
+        assert_eq!(freed, [usage.reclaimable; 2], "{what}");
+        let after = images.usage(&in_use).await.unwrap();
+        assert_eq!((after.reclaimable, after.unreferenced), (0, 0), "{what}");
+    };
+    // What was pushed just now is kept for an hour, and nobody is promised it before.
+    check(&world.images, "pushed just now").await;
+    push_layout(&world.images, &world.layout(&["a", "e"]), "team/app", "2").await;
+    // A store that was opened since has not promised anything.
+    check(&store(&world.data()), "pushed long ago").await;
 }
 
 /// What the file system says that everything below a directory takes.

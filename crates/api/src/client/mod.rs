@@ -5,6 +5,7 @@
 mod download;
 mod error;
 mod exec;
+mod own;
 mod patience;
 mod routes;
 mod stream;
@@ -101,6 +102,11 @@ impl Client {
     /// Where it is.
     pub fn base(&self) -> &Url {
         &self.base
+    }
+
+    /// Whether an image's reference names the registry that this server is itself.
+    pub fn is_registry_of(&self, reference: &str) -> bool {
+        own::is_of(reference, &self.base)
     }
 
     /// The address of a route; each segment is percent-encoded by itself.

@@ -245,6 +245,11 @@ impl Jobs {
         list.retain(|held| !Arc::ptr_eq(held, job));
     }
 
+    fn forget_failures(&self) {
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|job| !job.has_failed());
+    }
+
     fn forget_failed(&self, wanted: &str) -> bool {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         let before = list.len();
@@ -302,6 +307,11 @@ pub(super) fn registry_credentials(
 }
 
 impl App {
+    /// Forgets what has failed: somebody is clearing up.
+    pub(super) fn forget_failed_images(&self) {
+        self.0.jobs.forget_failures();
+    }
+
     pub(super) fn jobs_running(&self) -> usize {
         self.0
             .jobs
@@ -566,6 +576,13 @@ impl App {
         let record = match self.image_for(wanted).await {
             Ok(record) => record,
             Err(AppError::Missing { .. }) if self.0.jobs.forget_failed(wanted) => return Ok(()),
+            // Whoever wants it gone has no use for the way to get it.
+            Err(AppError::Missing { code, .. }) => {
+                return Err(AppError::Missing {
+                    code,
+                    sentence: format!("the image {wanted} is not here: see `warren images`"),
+                });
+            }
             Err(error) => return Err(error),
         };
         // No create may take the image between the question and the removal.

@@ -30,7 +30,8 @@ impl App {
         }))
     }
 
-    /// Removes what no image needs any more, and, where asked, the images that no instance uses.
+    /// Removes what no image needs any more, and, where asked, the images that no instance uses. Pulls and loads that failed
+    /// are forgotten.
     ///
     /// # Errors
     /// The host's.
@@ -51,7 +52,11 @@ impl App {
         }
         let app = self.clone();
         let pruned = self.detached(async move { app.prune(scope, mode).await });
-        Ok(PruneImagesResponse::new(pruned.await?, mode))
+        let pruned = pruned.await?;
+        if mode == PruneMode::Remove {
+            self.forget_failed_images();
+        }
+        Ok(PruneImagesResponse::new(pruned, mode))
     }
 
     async fn prune(&self, scope: PruneScope, mode: PruneMode) -> Result<Pruned, AppError> {

@@ -158,6 +158,39 @@ async fn a_failed_pull_is_forgotten_after_a_while() {
 }
 
 #[tokio::test]
+async fn a_prune_forgets_what_has_failed() {
+    let world = world().await;
+    let path = "/images/registry.example/none:1";
+    let wanted = json!({"name": "registry.example/none:1"});
+    let events = [("accept", "text/event-stream")];
+    world.with("POST", "/images", Some(wanted), &events).await;
+    let prune = async |body: Value| {
+        let pruned = world.call("POST", "/images/prune", Some(body)).await;
+        assert_eq!(pruned.status, 200);
+    };
+    prune(json!({"dry_run": true})).await;
+    assert_eq!(world.get(path).await.json()["status"], "failed");
+    prune(json!({})).await;
+    world.get(path).await.problem(404, "image_not_found");
+    assert_eq!(
+        world.get("/images").await.json().as_array().unwrap().len(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_here_cannot_be_removed_and_is_not_offered() {
+    let world = world().await;
+    let refused = world.call("DELETE", "/images/nope", None).await;
+    let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+    assert!(
+        detail.contains("warren images") && !detail.contains("pull"),
+        "{detail}"
+    );
+    refused.problem(404, "image_not_found");
+}
+
+#[tokio::test]
 async fn a_prune_takes_what_no_instance_uses() {
     let world = world().await;
     world

@@ -69,7 +69,7 @@ impl Sweeper<'_> {
         }
     }
 
-    /// Goes over what `roots` do not need, as far as it is `wanted`.
+    /// Goes over what `roots` do not need, as far as it is `wanted`. What repositories need is added where it is removed.
     async fn sweep(
         self,
         mut roots: HashSet<Key>,
@@ -78,8 +78,8 @@ impl Sweeper<'_> {
     ) -> Result<Swept, StoreError> {
         if mode == PruneMode::Remove {
             self.store.serving.settle(&self.store.records).await?;
+            roots.extend(self.store.serving.needed());
         }
-        roots.extend(self.store.serving.needed());
         let (content, disks) = (self.store.content.clone(), self.store.disks.clone());
         let leases = self.leases;
         records::blocking("collecting what no image needs", move || {
@@ -141,10 +141,10 @@ impl ImageStore {
         }
         let roots = match request.mode {
             PruneMode::DryRun => {
-                let left = all
-                    .iter()
-                    .filter(|stored| gone.iter().all(|other| other.record.id != stored.record.id));
-                roots(left, &request.in_use, &self.content)
+                let goes =
+                    |stored: &&Stored| gone.iter().any(|other| other.record.id == stored.record.id);
+                let left: Vec<Stored> = all.iter().filter(|it| !goes(it)).cloned().collect();
+                self.needed(&left, &request.in_use)
             }
             // Others may have come meanwhile.
             PruneMode::Remove => roots(&sweeper.records()?, &request.in_use, &self.content),
@@ -174,6 +174,13 @@ impl ImageStore {
             blobs: swept.blobs,
             bytes: swept.bytes,
         })
+    }
+
+    /// Everything that would be needed if these were all the records.
+    pub(super) fn needed(&self, records: &[Stored], in_use: &[String]) -> HashSet<Key> {
+        let mut needed = roots(records, in_use, &self.content);
+        needed.extend(self.serving.needed_beside(records));
+        needed
     }
 
     /// The records that must go for the store to keep within its budget, and whether it does not.

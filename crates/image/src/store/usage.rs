@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use warren_core::Timestamp;
 use warren_core::storage::{ImageUsage, ImagesUsage, LayerUsage};
 
-use super::inventory::{Inventory, Key, Kind, needed_by, roots};
+use super::inventory::{Inventory, Key, Kind, needed_by};
 use super::records::Stored;
 use super::{ImageStore, StoreError, records};
 
@@ -61,20 +61,21 @@ impl ImageStore {
                 }
             })
             .collect();
-        let free_without = |records: &[&Stored]| -> u64 {
-            let roots = roots(records.iter().copied(), in_use, &self.content);
-            inventory
-                .unreferenced(&roots)
-                .map(|(_, item)| item.bytes)
-                .sum()
+        let leased = self.content.leased();
+        let free_without = |records: &[Stored]| -> u64 {
+            let needed = self.needed(records, in_use);
+            let free = inventory.unreferenced(&needed);
+            let free = free.filter(|((_, digest), _)| !leased.contains(digest));
+            free.map(|(_, item)| item.bytes).sum()
         };
         let used = |stored: &&Stored| in_use.contains(&stored.record.digest);
+        let used: Vec<Stored> = all.iter().filter(used).cloned().collect();
         Ok(ImagesUsage {
             images,
             layers: layers(&all, &inventory),
             total: inventory.total(),
-            unreferenced: free_without(&all.iter().collect::<Vec<_>>()),
-            reclaimable: free_without(&all.iter().filter(used).collect::<Vec<_>>()),
+            unreferenced: free_without(&all),
+            reclaimable: free_without(&used),
             budget: self.options.budget,
         })
     }

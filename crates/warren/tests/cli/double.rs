@@ -71,6 +71,7 @@ impl Double {
             .route("/instances/{id}/logs", get(logs))
             .route("/instances/{id}/exec", get(exec))
             .route("/images", get(async || Json(json!([]))).post(pull))
+            .route("/images/{name}", get(no_image))
             .route("/images/load", post(load))
             .route("/images/save", post(crate::outlet::save))
             .route("/images/export", post(crate::outlet::export))
@@ -223,12 +224,10 @@ async fn list() -> Json<Value> {
 async fn create(State(shared): State<Shared>, Json(body): Json<Value>) -> Response {
     let image = body["image"].as_str().unwrap_or_default().to_owned();
     shared.with(|seen| seen.bodies.push(body.clone()));
-    if image == "absent" && !shared.with(|seen| seen.pulled) {
-        return problem(
-            404,
-            "image_not_found",
-            "image absent is not here: run `warren pull absent`",
-        );
+    let is_absent = image == "absent" || image.ends_with("/absent");
+    if is_absent && !shared.with(|seen| seen.pulled) {
+        let sentence = format!("image {image} is not here: run `warren pull {image}`");
+        return problem(404, "image_not_found", &sentence);
     }
     let is_busy = |seen: &mut Seen| {
         let busy = image == "busy" && seen.busy > 0;
@@ -366,6 +365,11 @@ async fn pull(State(shared): State<Shared>, Json(body): Json<Value>) -> Response
          event: images\ndata: {}\n\n",
         json!([image(name)])
     ))
+}
+
+async fn no_image(Path(name): Path<String>) -> Response {
+    let sentence = format!("the image {name} is not here: run `warren pull {name}`");
+    problem(404, "image_not_found", &sentence)
 }
 
 fn image(name: Value) -> Value {

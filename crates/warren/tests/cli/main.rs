@@ -244,6 +244,24 @@ fn run_pulls_streams_and_gives_the_guests_exit_code() {
 }
 
 #[test]
+fn an_image_of_the_servers_own_registry_is_not_asked_of_it() {
+    let double = Double::start(None);
+    let port = double.url.rsplit(':').next().unwrap();
+    let reference = format!("localhost:{port}/absent");
+    for words in [&["run", &reference][..], &["pull", &reference]] {
+        let answer = ask(&double, words);
+        assert!(!answer.status.success());
+        let said = err(&answer);
+        assert!(said.contains("this server's own registry"), "{said}");
+        assert!(
+            said.contains("warren images") && !said.contains("plain-http"),
+            "{said}"
+        );
+    }
+    assert!(!double.requests().contains(&"POST /images".to_owned()));
+}
+
+#[test]
 fn run_does_not_pull_where_it_may_not() {
     let double = Double::start(None);
     let answer = ask(&double, &["run", "--pull", "never", "absent"]);

@@ -90,6 +90,15 @@ impl Leases {
         state.note(digest);
     }
 
+    /// What a collection would spare at this moment.
+    pub(in crate::store) fn leased(&self) -> HashSet<Digest> {
+        let state = self.lock();
+        let now = Instant::now();
+        let kept = state.kept.iter().filter(|(_, until)| **until > now);
+        let kept = kept.map(|(digest, _)| digest);
+        state.held.keys().chain(kept).cloned().collect()
+    }
+
     /// Begins a collection; only one may be under way.
     pub(in crate::store) fn collect(&self) -> Collection {
         let mut state = self.lock();

@@ -12,6 +12,7 @@
 mod lease;
 mod upload;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -69,6 +70,11 @@ impl Content {
     /// something that needs it.
     pub fn keep_for(&self, digest: &Digest, time: Duration) {
         self.leases.keep_for(digest, time);
+    }
+
+    /// What somebody has a lease on.
+    pub(super) fn leased(&self) -> HashSet<Digest> {
+        self.leases.leased()
     }
 
     pub(super) fn collect(&self) -> Collection {

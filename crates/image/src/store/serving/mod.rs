@@ -33,13 +33,13 @@ use warren_core::ports::registry::{
 };
 
 use super::inventory::{Key, Kind};
-use super::records::Records;
+use super::records::{Records, Stored};
 use super::{ImageStore, StoreError};
 use crate::digest::Digest;
 use error::ServeError;
 use links::Links;
 use sessions::Sessions;
-use shelf::Shelf;
+use shelf::{Repository, Shelf, Tag};
 use view::{Standing, standing};
 
 pub use sessions::UploadLimits;
@@ -86,30 +86,48 @@ impl Serving {
         needed
     }
 
+    /// Everything that repositories would need if these were all the records.
+    pub(super) fn needed_beside(&self, records: &[Stored]) -> HashSet<Key> {
+        let now = now();
+        let mut needed = HashSet::new();
+        for repository in self.shelf.all() {
+            let mut repository = (*repository).clone();
+            let_go(&mut repository, records, now);
+            needed.extend(
+                repository
+                    .needed()
+                    .map(|digest| (Kind::Blob, digest.clone())),
+            );
+        }
+        needed
+    }
+
     /// Lets go of what nobody asks for any more: tags whose images were removed, manifests whose last tag went long ago.
     pub(super) async fn settle(&self, records: &Records) -> Result<(), StoreError> {
         let _alone = self.showing.write().await;
         let records = records.list()?.readable;
         let now = now();
         for repository in self.shelf.all() {
-            let gone: Vec<String> = repository
-                .tags
-                .iter()
-                .filter(|(_, tag)| matches!(standing(tag, &records), Standing::Gone))
-                .map(|(tag, _)| tag.clone())
-                .collect();
             self.shelf
                 .change(&repository.name, |repository| {
-                    for tag in &gone {
-                        // Its user has removed the image: nobody is pulling it.
-                        repository.take_tag(tag, now - shelf::LINGER);
-                    }
-                    repository.expire(now);
+                    let_go(repository, &records, now);
                 })
                 .await?;
         }
         Ok(())
     }
+}
+
+/// Takes away what these records say is gone, and what is due.
+fn let_go(repository: &mut Repository, records: &[Stored], now: i64) {
+    let is_gone = |tag: &Tag| matches!(standing(tag, records), Standing::Gone);
+    let tags = repository.tags.iter().filter(|(_, tag)| is_gone(tag));
+    let gone: Vec<String> = tags.map(|(name, _)| name.clone()).collect();
+    for tag in &gone {
+        // Its user has removed the image: nobody is pulling it.
+        repository.take_tag(tag, now - shelf::LINGER);
+    }
+    repository.expire(now);
 }
 
 fn now() -> i64 {

@@ -47,7 +47,7 @@ Examples:
 /// Make room by removing what nothing needs
 ///
 /// Removes the layers and disks that no image needs any more: of tags that moved on, of pulls that were interrupted.
-/// With --all, the images go too that no instance uses. What an instance runs from always stays, and so does what is being
+/// Pulls and loads that failed are forgotten. With --all, the images go too that no instance uses. What an instance runs from always stays, and so does what is being
 /// pulled or pushed.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = PRUNE_EXAMPLES)]

@@ -57,6 +57,20 @@ pub(super) async fn fetch(
     session: &Session,
     request: &CreateImageRequest,
 ) -> Result<Vec<Image>, CliError> {
+    if session.client.is_registry_of(&request.name) {
+        // A server that asked itself would only hear what it knows.
+        return match session.client.image(&request.name).await {
+            Ok(image) => Ok(vec![image]),
+            Err(error) if error.code() == Some("image_not_found") => Err(CliError::refused(
+                format!(
+                    "the image {} is not here, and it names this server's own registry",
+                    request.name
+                ),
+                "push it there first, or see `warren images` for what is here",
+            )),
+            Err(error) => Err(error.into()),
+        };
+    }
     let what = format!("pulling {}", request.name);
     let images = follow(session, &what, session.client.pull_image(request)).await?;
     report(session, "pulled", &images);
