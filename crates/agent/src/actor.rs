@@ -4,6 +4,8 @@
 //! Level-triggered: a change of intent, a word from the guest, the end of the VMM and a timer all do
 //! the same, which is to wake it up.
 
+mod room;
+
 use crate::context::{Context, InstanceShared, attachment_spec, disk_path};
 use crate::guest_session::{GuestSession, GuestState};
 use crate::record::{HostRecord, sync_directory};
@@ -131,6 +133,7 @@ impl Actor {
                     let left = Duration::try_from(at - self.now()).unwrap_or(Duration::ZERO);
                     self.wait(Some(left)).await;
                 }
+                Plan::WaitForRoom => self.wait_for_room().await,
                 Plan::Settled if self.record.intent.desired == Desired::Deleted => return,
                 Plan::Settled => self.wait(None).await,
             }
@@ -203,7 +206,8 @@ impl Actor {
     /// Looks at everything anew: on adoption, after an error, and now and then.
     async fn observe(&mut self) {
         let home = self.shared.home.clone();
-        let ports = &self.context.ports;
+        let context = Arc::clone(&self.context);
+        let ports = &context.ports;
         let spec = attachment_spec(&home, &self.record.intent);
         let disk = disk_path(&home);
         let (vmm, network, disk) = tokio::join!(
@@ -220,7 +224,7 @@ impl Actor {
             tracing::warn!(instance = %home.id, %error, "cannot look at the {what}");
         };
         match vmm {
-            Ok(vmm) => self.seen.vmm = vmm,
+            Ok(vmm) => self.see_machine(vmm),
             Err(error) => unclear("machine", error),
         }
         match network {
@@ -239,10 +243,7 @@ impl Actor {
         };
         if self.attachment.is_none() && self.record.intent.spec.network == NetworkChoice::Default {
             // The attachment's details are known only to whoever ensures it.
-            let running = matches!(
-                self.seen.vmm,
-                VmmSeen::Running { .. } | VmmSeen::Paused { .. }
-            );
+            let running = self.is_on();
             let wanted =
                 planner::run_wish(&self.record.intent, &self.seen, self.now()) != RunWish::Rest;
             if wanted && (running || self.seen.network == Presence::Present) {
@@ -258,13 +259,12 @@ impl Actor {
                 }
             }
         }
-        if !matches!(
-            self.seen.vmm,
-            VmmSeen::Running { .. } | VmmSeen::Paused { .. }
-        ) && !matches!(
-            self.session.as_ref().map(|session| session.state()),
-            Some(GuestState::Exited(_))
-        ) {
+        if !self.is_on()
+            && !matches!(
+                self.session.as_ref().map(|session| session.state()),
+                Some(GuestState::Exited(_))
+            )
+        {
             self.drop_session();
         }
     }
@@ -273,8 +273,19 @@ impl Actor {
         match &self.seen.vmm {
             VmmSeen::Running { process }
             | VmmSeen::Paused { process }
+            | VmmSeen::Stalled { process, .. }
             | VmmSeen::ShutDown { process } => Some(process),
             VmmSeen::Absent | VmmSeen::NeverStarted | VmmSeen::Dead => None,
+        }
+    }
+
+    /// Whether the machine has a guest that runs, or can go on.
+    fn is_on(&self) -> bool {
+        match &self.seen.vmm {
+            VmmSeen::Running { .. } | VmmSeen::Paused { .. } | VmmSeen::Stalled { .. } => true,
+            VmmSeen::Absent | VmmSeen::NeverStarted | VmmSeen::Dead | VmmSeen::ShutDown { .. } => {
+                false
+            }
         }
     }
 
@@ -428,7 +439,7 @@ impl Actor {
             }
             Effect::Resumed => {
                 if let Some(process) = self.process().cloned() {
-                    self.seen.vmm = VmmSeen::Running { process };
+                    self.see_machine(VmmSeen::Running { process });
                 }
             }
             Effect::ShutDown => {
@@ -560,6 +571,7 @@ impl Actor {
         let pause = time.map_or(RESYNC, |time| time.clamp(Duration::from_millis(1), RESYNC));
         let clock = Arc::clone(&self.context.ports.clock);
         let lives = self.process().is_some();
+        let runs = matches!(self.seen.vmm, VmmSeen::Running { .. });
         let guest_speaks = async {
             // The end of a session is its last word; behind that comes nothing.
             if let Some(heard) = &mut self.heard
@@ -575,6 +587,12 @@ impl Actor {
                 false => std::future::pending().await,
             }
         };
+        let machine_stalls = async {
+            match runs {
+                true => self.hypervisor.wait_stall(&self.shared.home).await,
+                false => std::future::pending().await,
+            }
+        };
         enum Woken {
             Wish,
             Guest,
@@ -587,6 +605,7 @@ impl Actor {
             }
             () = guest_speaks => Woken::Guest,
             () = machine_ends => Woken::Machine,
+            () = machine_stalls => Woken::Machine,
             () = self.shared.look_again.notified() => Woken::Machine,
             () = clock.sleep(pause) => Woken::Time,
         };
@@ -614,10 +633,12 @@ impl Actor {
             VmmSeen::ShutDown { process } => InstanceState::Shutdown {
                 vmm: process.clone(),
             },
-            VmmSeen::Paused { process } => InstanceState::Paused {
-                vmm: process.clone(),
-                since,
-            },
+            VmmSeen::Paused { process } | VmmSeen::Stalled { process, .. } => {
+                InstanceState::Paused {
+                    vmm: process.clone(),
+                    since,
+                }
+            }
             VmmSeen::Running { process } => match &self.seen.guest {
                 GuestSeen::Exited(_) => InstanceState::Shutdown {
                     vmm: process.clone(),

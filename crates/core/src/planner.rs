@@ -7,7 +7,7 @@
 use crate::Timestamp;
 use crate::instance::{Desired, Exit, InstanceIntent, NetworkChoice};
 use crate::ports::Presence;
-use crate::ports::hypervisor::VmmSeen;
+use crate::ports::hypervisor::{Room, VmmSeen};
 use crate::restart::{self, RestartStatus, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -165,6 +165,8 @@ pub enum Plan {
         /// Which restart is being waited for.
         attempt: u32,
     },
+    /// Nothing before the host's disk has room again.
+    WaitForRoom,
     /// Nothing: what is wanted is so.
     Settled,
 }
@@ -253,13 +255,16 @@ pub fn plan(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> Plan {
         }
         // Nothing has run, so nothing has ended.
         VmmSeen::NeverStarted => return Plan::Do(vec![Step::DestroyVmm]),
-        VmmSeen::Running { .. } | VmmSeen::Paused { .. } | VmmSeen::Absent => {}
+        VmmSeen::Running { .. }
+        | VmmSeen::Paused { .. }
+        | VmmSeen::Stalled { .. }
+        | VmmSeen::Absent => {}
     }
     match run_wish(intent, seen, now) {
         RunWish::Run { .. } => bring_up(intent, seen),
         RunWish::Wait { at, attempt } => match rest(seen) {
             Plan::Settled => Plan::WaitUntil { at, attempt },
-            busy @ (Plan::Do(_) | Plan::WaitUntil { .. }) => busy,
+            busy @ (Plan::Do(_) | Plan::WaitUntil { .. } | Plan::WaitForRoom) => busy,
         },
         RunWish::Rest => rest(seen),
     }
@@ -289,6 +294,12 @@ fn bring_up(intent: &InstanceIntent, seen: &Seen) -> Plan {
         }
         VmmSeen::Paused { .. } if intent.desired == Desired::Paused => Plan::Settled,
         VmmSeen::Paused { .. } => Plan::Do(vec![Step::Resume]),
+        // As good as paused.
+        VmmSeen::Stalled { .. } if intent.desired == Desired::Paused => Plan::Settled,
+        VmmSeen::Stalled { room, .. } => match room {
+            Room::Some => Plan::Do(vec![Step::Resume]),
+            Room::None => Plan::WaitForRoom,
+        },
         VmmSeen::Running { .. } => {
             let mut steps = Vec::new();
             if wants_network && seen.network != Presence::Present {
@@ -324,7 +335,13 @@ fn rest(seen: &Seen) -> Plan {
             }
         }
         // Its processors must run for it to hear that it is to stop.
-        (VmmSeen::Paused { .. }, _) if seen.ended.is_none() => Plan::Do(vec![Step::Resume]),
+        (
+            VmmSeen::Paused { .. }
+            | VmmSeen::Stalled {
+                room: Room::Some, ..
+            },
+            _,
+        ) if seen.ended.is_none() => Plan::Do(vec![Step::Resume]),
         (VmmSeen::Running { .. }, GuestSeen::Ready) => Plan::Do(vec![Step::ShutDownGuest]),
         _ => Plan::Do(vec![Step::DestroyVmm]),
     }

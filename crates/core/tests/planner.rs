@@ -15,7 +15,7 @@ use warren_core::planner::{
     GivenUp, GuestSeen, Plan, RunWish, STARTS, Seen, Step, Told, plan, run_wish,
 };
 use warren_core::ports::Presence;
-use warren_core::ports::hypervisor::{ProcessIdentity, VmmSeen};
+use warren_core::ports::hypervisor::{ProcessIdentity, Room, VmmSeen};
 use warren_core::restart::{LONGEST_BACKOFF, RestartPolicy, RestartStatus, RestartWhen};
 use warren_core::units::{ByteSize, MemoryMib};
 
@@ -39,6 +39,11 @@ fn presence() -> impl Strategy<Value = Presence> + Clone {
     ]
 }
 
+fn stalled(room: Room) -> VmmSeen {
+    let process = process();
+    VmmSeen::Stalled { process, room }
+}
+
 fn vmm() -> impl Strategy<Value = VmmSeen> {
     prop_oneof![
         Just(VmmSeen::Absent),
@@ -46,6 +51,8 @@ fn vmm() -> impl Strategy<Value = VmmSeen> {
         Just(VmmSeen::Dead),
         Just(VmmSeen::Running { process: process() }),
         Just(VmmSeen::Paused { process: process() }),
+        Just(stalled(Room::Some)),
+        Just(stalled(Room::None)),
         Just(VmmSeen::ShutDown { process: process() }),
     ]
 }
@@ -282,7 +289,9 @@ impl Host {
                         count += 1;
                     }
                 }
-                end @ (Plan::Settled | Plan::WaitUntil { .. }) => return Some(end),
+                end @ (Plan::Settled | Plan::WaitUntil { .. } | Plan::WaitForRoom) => {
+                    return Some(end);
+                }
             }
         }
         None
@@ -315,8 +324,42 @@ proptest! {
             Plan::WaitUntil { at, attempt } => {
                 prop_assert!(at > now && at - now <= LONGEST_BACKOFF && attempt > 0);
             }
+            Plan::WaitForRoom => prop_assert_eq!(seen.vmm, stalled(Room::None)),
             Plan::Settled => {}
         }
+    }
+
+    #[test]
+    fn a_guest_without_room_waits_and_goes_on_when_there_is_some(
+        mut intent in intent(), mut seen in sight(),
+    ) {
+        intent.desired = Desired::Running;
+        seen.given_up = GivenUp::No;
+        seen.ended = None;
+        seen.directory = Presence::Present;
+        seen.guest = GuestSeen::Ready;
+        seen.vmm = stalled(Room::None);
+        let mut host = Host::new(seen);
+        prop_assert_eq!(host.settle(&intent, &[]), Some(Plan::WaitForRoom));
+        prop_assert!(host.taken.is_empty(), "{:?}", host.taken);
+        host.seen.vmm = stalled(Room::Some);
+        prop_assert_eq!(host.settle(&intent, &[]), Some(Plan::Settled));
+        prop_assert!(is_running(&host.seen.vmm) && host.started.is_empty(), "{:?}", host);
+        prop_assert_eq!(host.taken.first(), Some(&Step::Resume));
+    }
+
+    #[test]
+    fn stop_and_delete_do_not_wait_for_room(
+        mut intent in intent(), mut seen in sight(), desired in prop_oneof![
+            Just(Desired::Stopped), Just(Desired::Deleted)
+        ],
+    ) {
+        intent.desired = desired;
+        seen.vmm = stalled(Room::None);
+        let mut host = Host::new(seen);
+        prop_assert_eq!(host.settle(&intent, &[]), Some(Plan::Settled));
+        prop_assert_eq!(host.seen.vmm, VmmSeen::Absent);
+        prop_assert!(!host.taken.contains(&Step::Resume));
     }
 
     #[test]
@@ -419,6 +462,9 @@ proptest! {
         if matches!(seen.vmm, VmmSeen::Dead | VmmSeen::ShutDown { .. }) {
             seen.vmm = VmmSeen::Absent;
         }
+        if seen.vmm == stalled(Room::None) {
+            seen.vmm = stalled(Room::Some);
+        }
         let mut host = Host::new(seen);
         prop_assert_eq!(host.settle(&intent, &fails), Some(Plan::Settled));
         prop_assert!(is_running(&host.seen.vmm));
@@ -454,7 +500,9 @@ proptest! {
         ahead in 0..2u64,
     ) {
         // A machine that still runs has a run that has not ended.
-        if is_running(&seen.vmm) || matches!(seen.vmm, VmmSeen::Paused { .. }) {
+        if is_running(&seen.vmm)
+            || matches!(seen.vmm, VmmSeen::Paused { .. } | VmmSeen::Stalled { .. })
+        {
             seen.vmm = VmmSeen::Dead;
         }
         seen.guest = GuestSeen::Detached;

@@ -1,7 +1,8 @@
 //! Drivers behind the [`Hypervisor`](warren_core::ports::Hypervisor) port: QEMU, and a fake.
 //!
 //! Owns VMM processes and what they leave in an instance's home directory: `vmm.json` (who it is), `vmm.lock`
-//! (held for as long as it lives), `vmm.log`, and the sockets `qmp.sock`, `channel.sock` and `console.sock`.
+//! (held for as long as it lives), `vmm.log`, and the sockets `qmp.sock`, `events.sock`, `channel.sock` and
+//! `console.sock`.
 //! Must never signal a process that it has not identified, and never touch disks but to hand them to a VMM.
 //! Called by the host agent through the port; wired up by the `warren` binary.
 

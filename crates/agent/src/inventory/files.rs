@@ -19,10 +19,11 @@ const HOME: [&str; 7] = [
     "vmm.log",
 ];
 /// What lies there while it has a VMM.
-const MACHINE: [&str; 6] = [
+const MACHINE: [&str; 7] = [
     "vmm.json",
     "vmm.lock",
     "qmp.sock",
+    "events.sock",
     "channel.sock",
     "console.sock",
     "fake.json",

@@ -167,12 +167,33 @@ pub enum VmmSeen {
         /// Which process.
         process: ProcessIdentity,
     },
+    /// The machine has stopped itself in a write of the guest: the host's disk has no room for it. Continued, it tries the
+    /// write again; nothing is lost.
+    Stalled {
+        /// Which process.
+        process: ProcessIdentity,
+        /// Whether it is worth continuing.
+        room: Room,
+    },
     /// The guest is off; the process is still there.
     ShutDown {
         /// Which process.
         process: ProcessIdentity,
     },
 }
+
+/// Whether the host's disk has room for what guests write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Room {
+    /// It is as good as full.
+    None,
+    /// There is some.
+    Some,
+}
+
+/// The code of what is said of an instance that is [`VmmSeen::Stalled`].
+pub const HOST_DISK_FULL: &str = "host_disk_full";
 
 /// Resources a VMM process has used, as its host counts them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -205,6 +226,11 @@ pub trait Hypervisor: Send + Sync {
     async fn open_console(&self, home: &InstanceHome) -> Result<OwnedFd, PortError>;
     /// Resolves when the VMM process of `home` is gone; at once if there is none.
     async fn wait_exit(&self, home: &InstanceHome) -> Result<(), PortError>;
+    /// Resolves when the machine is [`VmmSeen::Stalled`]; at once when it is. Where the hypervisor does not tell, never:
+    /// then [`Hypervisor::observe`] shows it, later.
+    async fn wait_stall(&self, _home: &InstanceHome) {
+        std::future::pending().await
+    }
     /// Ends the VMM (kill) and removes what it left in the home directory but disks and logs. Succeeds
     /// when there is nothing. Never signals a process whose identity does not match.
     async fn destroy(&self, home: &InstanceHome) -> Result<(), PortError>;

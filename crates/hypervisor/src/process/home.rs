@@ -17,12 +17,14 @@ impl Files {
     pub(crate) const LOCK: &'static str = "vmm.lock";
     pub(crate) const LOG: &'static str = "vmm.log";
     pub(crate) const QMP: &'static str = "qmp.sock";
+    pub(crate) const EVENTS: &'static str = "events.sock";
     pub(crate) const CHANNEL: &'static str = "channel.sock";
     pub(crate) const CONSOLE: &'static str = "console.sock";
     /// What is removed with the VMM. The log stays; the record goes last but one and the lock last, so that an
     /// interrupted removal is still seen as something left.
-    const LEFT: [&'static str; 5] = [
+    const LEFT: [&'static str; 6] = [
         Self::QMP,
+        Self::EVENTS,
         Self::CHANNEL,
         Self::CONSOLE,
         record::FILE,

@@ -29,6 +29,8 @@ pub(crate) struct Descriptors {
     /// Listening.
     pub(crate) qmp: RawFd,
     /// Listening.
+    pub(crate) events: RawFd,
+    /// Listening.
     pub(crate) channel: RawFd,
     /// Listening.
     pub(crate) console: RawFd,
@@ -186,6 +188,7 @@ pub(crate) fn arguments(
     option("-append", command_line(machine, platform)?);
     for (name, descriptor) in [
         ("qmp", descriptors.qmp),
+        ("events", descriptors.events),
         ("console", descriptors.console),
         ("channel", descriptors.channel),
     ] {
@@ -194,18 +197,21 @@ pub(crate) fn arguments(
             format!("socket,id={name},fd={descriptor},server=on,wait=off"),
         );
     }
-    option("-mon", "chardev=qmp,mode=control".to_owned());
+    for monitor in ["qmp", "events"] {
+        option("-mon", format!("chardev={monitor},mode=control"));
+    }
     option("-serial", "chardev:console".to_owned());
     for (index, disk) in machine.disks.iter().enumerate() {
         let path = escaped(&disk.path)?;
         let (file, format, device) = match disk.access {
             // Shared by many machines and never written, so there is nothing to lock.
             DiskAccess::ReadOnly => ("read-only=on,locking=off", "read-only=on", ""),
-            // Freed blocks of the guest become holes; its flushes reach the disk.
+            // Freed blocks of the guest become holes; its flushes reach the disk. For want of room on the host's disk the
+            // guest is stopped until there is some; any other failure is the guest's to hear of.
             DiskAccess::ReadWrite => (
                 "locking=on,discard=unmap",
                 "discard=unmap,detect-zeroes=unmap",
-                ",discard=on,write-zeroes=on",
+                ",discard=on,write-zeroes=on,werror=enospc,rerror=report",
             ),
         };
         option(

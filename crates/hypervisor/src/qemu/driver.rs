@@ -13,12 +13,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use warren_core::PortError;
 use warren_core::ports::InstanceHome;
 use warren_core::ports::hypervisor::{
-    Accelerator, Hypervisor, HypervisorKind, HypervisorReport, MachineConfig, NicBackend, Pause,
-    ProcessIdentity, VmmSeen, VmmUsage,
+    Accelerator, HOST_DISK_FULL, Hypervisor, HypervisorKind, HypervisorReport, MachineConfig,
+    NicBackend, Pause, ProcessIdentity, Room, VmmSeen, VmmUsage,
 };
+use warren_core::{ErrorClass, PortError};
 use warren_crashpoint::reached;
 use warren_helper::{Helper, HelperExt, Verb};
 
@@ -32,6 +32,8 @@ const KILL: Duration = Duration::from_secs(20);
 const LOCK: Duration = Duration::from_millis(500);
 /// How often a running VMM's log is looked at.
 const TRIM: Duration = Duration::from_secs(60);
+/// A disk with less room than this is as good as full: a guest that is continued would stop again at once. Bytes.
+const LEAST_ROOM: u64 = 16 << 20;
 
 /// The driver for QEMU's `microvm`.
 pub struct Qemu {
@@ -119,13 +121,19 @@ impl Qemu {
         let state = qmp::run_state(&home.directory, COMMAND)
             .await
             .map_err(qmp_failed)?;
-        if state == wanted {
-            Ok(())
-        } else {
-            Err(PortError::conflict(
+        match (state, wanted) {
+            (RunState::Stalled, RunState::Running) => Err(PortError::new(
+                ErrorClass::NoSpace,
+                HOST_DISK_FULL,
+                "the host's disk is full: the guest cannot go on",
+            )),
+            // Its processors are stopped.
+            (RunState::Stalled, _) => Ok(()),
+            (state, wanted) if state == wanted => Ok(()),
+            (RunState::Running | RunState::Paused | RunState::Off, _) => Err(PortError::conflict(
                 "guest_off",
                 "the guest has shut down".to_owned(),
-            ))
+            )),
         }
     }
 }
@@ -227,11 +235,13 @@ fn launch(
             .map_err(|error| PortError::io(format_args!("could not listen on {name}"), error))
     };
     let qmp = bind(Files::QMP)?;
+    let events = bind(Files::EVENTS)?;
     let channel = bind(Files::CHANNEL)?;
     let console = bind(Files::CONSOLE)?;
     reached("qemu.sockets-bound");
     let descriptors = Descriptors {
         qmp: qmp.as_raw_fd(),
+        events: events.as_raw_fd(),
         channel: channel.as_raw_fd(),
         console: console.as_raw_fd(),
         nic: nic.map(|(kind, descriptor)| match kind {
@@ -251,6 +261,7 @@ fn launch(
     reached("qemu.intent-written");
     let mut inherited = vec![
         descriptors.qmp,
+        descriptors.events,
         descriptors.channel,
         descriptors.console,
         lock.descriptor().as_raw_fd(),
@@ -329,6 +340,10 @@ impl Hypervisor for Qemu {
         match qmp::run_state(&home.directory, OBSERVE).await {
             Ok(RunState::Running) => Ok(VmmSeen::Running { process }),
             Ok(RunState::Paused) => Ok(VmmSeen::Paused { process }),
+            Ok(RunState::Stalled) => Ok(VmmSeen::Stalled {
+                process,
+                room: room(&home.directory),
+            }),
             Ok(RunState::Off) => Ok(VmmSeen::ShutDown { process }),
             Err(error) => match process::liveness(&process) {
                 process::Liveness::Alive => {
@@ -367,6 +382,17 @@ impl Hypervisor for Qemu {
         }
     }
 
+    async fn wait_stall(&self, home: &InstanceHome) {
+        match qmp::stalled(&home.directory, COMMAND).await {
+            Ok(()) => {}
+            Err(error) => {
+                // Started by an older Warren, or gone.
+                tracing::debug!(handle = %home.handle, %error, "events cannot be waited for");
+                std::future::pending().await
+            }
+        }
+    }
+
     async fn destroy(&self, home: &InstanceHome) -> Result<(), PortError> {
         if let Some(process) = self.process(home).await?
             && let Some(watched) = Watched::open(&process)?
@@ -392,6 +418,14 @@ impl Hypervisor for Qemu {
 
     fn pause(&self) -> Option<&dyn Pause> {
         Some(self)
+    }
+}
+
+/// Whether the disk that instances are on has room. Where that cannot be said, trying is all there is.
+fn room(directory: &Path) -> Room {
+    match rustix::fs::statvfs(directory) {
+        Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < LEAST_ROOM => Room::None,
+        Ok(_) | Err(_) => Room::Some,
     }
 }
 

@@ -1,10 +1,11 @@
 //! A small client of the QEMU Machine Protocol (docs/interop/qmp-spec.rst): one JSON document per line.
 //!
-//! A monitor serves one client at a time and the others wait in the listener's backlog. Connections are
+//! A monitor serves one client at a time and the others wait in the listener's backlog. Connections for questions are
 //! therefore short: connect, ask, close. That way a restarted server, a second reader and a hung client get in
-//! each other's way for a deadline at most. What ends a machine is seen by its pidfd, not by events.
+//! each other's way for a deadline at most. Who waits for events does so at a second monitor. What ends a machine is seen by
+//! its pidfd, not by events.
 //!
-//! Everything QEMU says is bounded; events are skipped.
+//! Everything QEMU says is bounded; events before an answer are skipped.
 
 use crate::process::Files;
 use serde::Deserialize;
@@ -50,6 +51,8 @@ pub(crate) enum RunState {
     Running,
     /// Processors are stopped and can be continued.
     Paused,
+    /// A write of the guest found no room on the host's disk; continued, it is tried again.
+    Stalled,
     /// The guest is off or can never run again.
     Off,
 }
@@ -57,8 +60,10 @@ pub(crate) enum RunState {
 impl RunState {
     pub(crate) fn parse(text: &str) -> Self {
         match text {
-            "paused" | "suspended" | "io-error" | "prelaunch" | "save-vm" | "postmigrate"
-            | "finish-migrate" | "debug" | "watchdog" => RunState::Paused,
+            "paused" | "suspended" | "prelaunch" | "save-vm" | "postmigrate" | "finish-migrate"
+            | "debug" | "watchdog" => RunState::Paused,
+            // Want of room alone stops a machine: see the disks' `werror`.
+            "io-error" => RunState::Stalled,
             "shutdown" | "guest-panicked" | "internal-error" => RunState::Off,
             _ => RunState::Running,
         }
@@ -86,9 +91,9 @@ pub(crate) struct Qmp<S> {
 }
 
 impl Qmp<UnixStream> {
-    /// Connects to the monitor of a home directory.
-    async fn connect(directory: &Path) -> Result<Self, QmpError> {
-        let socket = crate::sockets::connect(directory, Files::QMP)?;
+    /// Connects to a monitor of a home directory.
+    async fn connect(directory: &Path, monitor: &'static str) -> Result<Self, QmpError> {
+        let socket = crate::sockets::connect(directory, monitor)?;
         let stream = UnixStream::from_std(std::os::unix::net::UnixStream::from(socket))?;
         Self::negotiate(stream).await
     }
@@ -137,6 +142,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Qmp<S> {
         }
         Err(QmpError::Protocol("events and no answer".to_owned()))
     }
+
+    async fn run_state(&mut self) -> Result<RunState, QmpError> {
+        let answer = self.execute("query-status").await?;
+        answer["status"]
+            .as_str()
+            .map(RunState::parse)
+            .ok_or_else(|| QmpError::Protocol("a status without a name".to_owned()))
+    }
+
+    /// Until the processors are stopped next, for whatever reason.
+    async fn stopped(&mut self) -> Result<(), QmpError> {
+        while self.line().await?.event.as_deref() != Some("STOP") {}
+        Ok(())
+    }
 }
 
 async fn read_line(stream: &mut (impl AsyncBufRead + Unpin)) -> Result<Vec<u8>, QmpError> {
@@ -168,7 +187,8 @@ pub(crate) async fn ask(
     deadline: Duration,
 ) -> Result<serde_json::Value, QmpError> {
     tokio::time::timeout(deadline, async {
-        Qmp::connect(directory).await?.execute(command).await
+        let mut qmp = Qmp::connect(directory, Files::QMP).await?;
+        qmp.execute(command).await
     })
     .await
     .map_err(|_| QmpError::Timeout(deadline))?
@@ -176,11 +196,28 @@ pub(crate) async fn ask(
 
 /// `query-status`.
 pub(crate) async fn run_state(directory: &Path, deadline: Duration) -> Result<RunState, QmpError> {
-    let answer = ask(directory, "query-status", deadline).await?;
-    answer["status"]
-        .as_str()
-        .map(RunState::parse)
-        .ok_or_else(|| QmpError::Protocol("a status without a name".to_owned()))
+    tokio::time::timeout(deadline, async {
+        let mut qmp = Qmp::connect(directory, Files::QMP).await?;
+        qmp.run_state().await
+    })
+    .await
+    .map_err(|_| QmpError::Timeout(deadline))?
+}
+
+/// Waits, for as long as it takes, until the machine is stalled. Each question it asks has the deadline.
+pub(crate) async fn stalled(directory: &Path, deadline: Duration) -> Result<(), QmpError> {
+    let late = |_| QmpError::Timeout(deadline);
+    let connecting = Qmp::connect(directory, Files::EVENTS);
+    let mut qmp = tokio::time::timeout(deadline, connecting)
+        .await
+        .map_err(late)??;
+    loop {
+        let asked = tokio::time::timeout(deadline, qmp.run_state());
+        if asked.await.map_err(late)?? == RunState::Stalled {
+            return Ok(());
+        }
+        qmp.stopped().await?;
+    }
 }
 
 #[cfg(test)]
@@ -193,8 +230,12 @@ mod tests {
 
     /// Serves one client with these lines, one per line that it sends (the first at once).
     fn serve(directory: &Path, lines: &'static [&'static str]) {
+        serve_at(directory, Files::QMP, lines);
+    }
+
+    fn serve_at(directory: &Path, monitor: &str, lines: &'static [&'static str]) {
         let listener = std::os::unix::net::UnixListener::from(
-            crate::sockets::listen(directory, Files::QMP).unwrap(),
+            crate::sockets::listen(directory, monitor).unwrap(),
         );
         listener.set_nonblocking(true).unwrap();
         let listener = UnixListener::from_std(listener).unwrap();
@@ -224,6 +265,35 @@ mod tests {
         );
         let state = run_state(root.path(), DEADLINE).await.unwrap();
         assert_eq!(state, RunState::Paused);
+    }
+
+    #[tokio::test]
+    async fn a_stall_is_noticed_when_it_happens_and_when_it_has() {
+        let root = tempfile::tempdir().unwrap();
+        serve_at(
+            root.path(),
+            Files::EVENTS,
+            &[
+                GREETING,
+                "{\"return\":{}}\n",
+                // Somebody pauses it, and it goes on; then a disk is full.
+                "{\"return\":{\"status\":\"running\"}}\n{\"event\":\"STOP\"}\n",
+                "{\"return\":{\"status\":\"paused\"}}\n{\"event\":\"RESUME\"}\n\
+                 {\"event\":\"BLOCK_IO_ERROR\",\"data\":{\"nospace\":true}}\n{\"event\":\"STOP\"}\n",
+                "{\"return\":{\"status\":\"io-error\"}}\n",
+            ],
+        );
+        stalled(root.path(), DEADLINE).await.unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let lines = &[
+            GREETING,
+            "{\"return\":{}}\n",
+            "{\"return\":{\"status\":\"io-error\"}}\n",
+        ];
+        serve_at(root.path(), Files::EVENTS, lines);
+        stalled(root.path(), DEADLINE).await.unwrap();
+        let gone = stalled(root.path(), Duration::from_millis(50)).await;
+        assert!(gone.is_err(), "nobody answers there any more");
     }
 
     #[tokio::test]

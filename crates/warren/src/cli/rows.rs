@@ -36,10 +36,7 @@ pub(crate) fn status(instance: &Instance, now: OffsetDateTime, detail: Detail) -
             match (instance.exit_code, &instance.state_error) {
                 (Some(code), _) if waits => (format!("Restarting (exit {code})"), Look::Waiting),
                 (None, Some(reason)) => {
-                    let reason = match detail {
-                        Detail::Short => shorten(reason, REASON),
-                        Detail::Untruncated | Detail::Wide => reason.clone(),
-                    };
+                    let reason = cut(reason, REASON, detail);
                     (format!("Failed: {reason}"), Look::Bad)
                 }
                 (Some(0), _) => (format!("Stopped (exit 0){when}"), Look::Plain),
@@ -47,9 +44,14 @@ pub(crate) fn status(instance: &Instance, now: OffsetDateTime, detail: Detail) -
                 (None, None) => (format!("Stopped{when}"), Look::Plain),
             }
         }
-        InstanceState::Paused | InstanceState::Standby => {
-            (instance.state.to_string(), Look::Waiting)
-        }
+        InstanceState::Paused | InstanceState::Standby => match &instance.state_error {
+            // It has not been asked to.
+            Some(reason) => {
+                let reason = cut(reason, REASON, detail);
+                (format!("{}: {reason}", instance.state), Look::Bad)
+            }
+            None => (instance.state.to_string(), Look::Waiting),
+        },
         InstanceState::Created | InstanceState::Initializing | InstanceState::Shutdown => {
             (instance.state.to_string(), Look::Waiting)
         }
@@ -256,6 +258,10 @@ pub(crate) mod tests {
     fn a_status_says_what_happened() {
         assert_eq!(said("{}"), "Running 3 minutes");
         assert_eq!(said(r#"{"state":"Paused"}"#), "Paused");
+        assert_eq!(
+            said(r#"{"state":"Paused","state_error":"the host's disk is full"}"#),
+            "Paused: the host's disk is full"
+        );
         assert_eq!(
             said(r#"{"state":"Stopped","exit_code":7,"stopped_at":"2026-01-01T00:02:01Z"}"#),
             "Stopped (exit 7) 1 minute ago"

@@ -12,9 +12,9 @@ const SIZE: &str = "400M";
 const FREE: [u64; 14] = [0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 160, 320, 768, 4096];
 
 /// An ext4 in a file, mounted.
-struct SmallDisk {
+pub(crate) struct SmallDisk {
     image: PathBuf,
-    place: PathBuf,
+    pub(crate) place: PathBuf,
 }
 
 fn run(program: &str, arguments: &[&str]) {
@@ -24,7 +24,7 @@ fn run(program: &str, arguments: &[&str]) {
 }
 
 impl SmallDisk {
-    fn make() -> Self {
+    pub(crate) fn make() -> Self {
         let image = tempfile::NamedTempFile::new()
             .unwrap()
             .into_temp_path()
@@ -53,7 +53,7 @@ impl SmallDisk {
     }
 
     /// Leaves so much.
-    fn fill(&self, free: u64) {
+    pub(crate) fn fill(&self, free: u64) {
         self.empty();
         let ballast = self.ballast();
         let size = self.free_kib().saturating_sub(free);
@@ -71,7 +71,7 @@ impl SmallDisk {
         }
     }
 
-    fn empty(&self) {
+    pub(crate) fn empty(&self) {
         for entry in std::fs::read_dir(&self.place).unwrap().flatten() {
             if entry.file_name().to_string_lossy().starts_with("ballast") {
                 std::fs::remove_file(entry.path()).unwrap();

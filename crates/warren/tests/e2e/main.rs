@@ -12,5 +12,6 @@ mod full;
 mod harness;
 mod losing;
 mod scenarios;
+mod stalling;
 mod surviving;
 mod terminal;

@@ -46,6 +46,7 @@ fn platform() -> Platform<'static> {
 
 const DESCRIPTORS: Descriptors = Descriptors {
     qmp: 10,
+    events: 14,
     channel: 11,
     console: 12,
     nic: Some(NicDescriptor::Tap(13)),
