@@ -19,6 +19,7 @@ use std::io::BufRead;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tracing::Instrument;
 use warren_core::host::HostReport;
 use warren_core::instance::{Desired, Gone, HypervisorChoice, InstanceIntent, InstanceStatus};
 use warren_core::inventory::Item;
@@ -162,7 +163,8 @@ impl Agent {
         let actor = Actor::new(Arc::clone(&self.context), shared, record, hypervisor);
         let agent = Arc::downgrade(self);
         tokio::spawn(async move {
-            let outcome = tokio::spawn(actor.run()).await;
+            let span = tracing::info_span!("actor", instance = %id);
+            let outcome = tokio::spawn(actor.run().instrument(span)).await;
             let Some(agent) = agent.upgrade() else { return };
             match outcome {
                 Ok(()) => {

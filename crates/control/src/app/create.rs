@@ -203,6 +203,7 @@ impl App {
                 Commit::Done(revision) => {
                     reached("create.intent-committed");
                     let view = reservation.recorded(revision);
+                    tracing::info!(instance = %id, name = view.intent.spec.name, image = image.name, "an instance was recorded");
                     self.hand_over(&view.intent).await;
                     reached("create.handed-over");
                     return Ok(view);

@@ -9,6 +9,7 @@ use rand::Rng;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast, watch};
+use tracing::Instrument;
 use warren_api::convert::{self, ConvertError};
 use warren_api::{
     Code, CreateImageRequest, Image, ImageStatus, OperationKind, OperationPhase, Problem,
@@ -480,7 +481,7 @@ impl App {
                 };
                 self.track(kind, &job.request.name)
             });
-            self.0.tasks.spawn(async move {
+            let work = async move {
                 let _keep = keep;
                 let ended = tokio::select! {
                     biased;
@@ -516,7 +517,8 @@ impl App {
                     // A tag may have moved on, and the store may have outgrown its budget.
                     app.tidy().await;
                 }
-            });
+            };
+            self.0.tasks.spawn(work.in_current_span());
         }
         Ok(job)
     }

@@ -40,6 +40,7 @@ use std::time::Duration;
 use tokio::sync::{RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use warren_api::Code;
 use warren_core::event::{Event, EventKind};
 use warren_core::id::{Lookup, Prefixes, look_up};
@@ -156,6 +157,7 @@ impl App {
         &self,
         work: impl Future<Output = Result<T, AppError>> + Send + 'static,
     ) -> Result<T, AppError> {
+        let work = work.in_current_span();
         self.0.tasks.spawn(work).await.unwrap_or_else(|error| {
             tracing::error!(%error, "a use case panicked");
             Err(AppError::coded(
@@ -232,6 +234,7 @@ impl App {
                 match commit {
                     Commit::Done(revision) => {
                         reached("change.intent-committed");
+                        tracing::info!(instance = %id, name = intent.spec.name, generation = intent.generation, desired = ?intent.desired, "an intent was changed");
                         let view = app.0.board.put_intent(intent, revision);
                         app.hand_over(&view.intent).await;
                         reached("change.handed-over");

@@ -9,6 +9,7 @@ use rand::Rng;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, broadcast, watch};
+use tracing::Instrument;
 use warren_api::push::{CreatePushRequest, Push, PushStatus};
 use warren_api::{Code, OperationKind, OperationPhase, Problem};
 use warren_core::PortError;
@@ -233,7 +234,7 @@ impl App {
             let app = self.clone();
             let running = Arc::clone(&job);
             let operation = self.track(OperationKind::Push, &job.request.target);
-            self.0.tasks.spawn(async move {
+            let work = async move {
                 let ended = tokio::select! {
                     biased;
                     ended = app.run_push(&running, &operation, wanted) => ended,
@@ -263,7 +264,8 @@ impl App {
                         }
                     }
                 });
-            });
+            };
+            self.0.tasks.spawn(work.in_current_span());
         }
         Ok(job)
     }

@@ -43,7 +43,7 @@ pub(super) async fn wrap(State(http): State<Http>, request: Request, next: Next)
         .get::<MatchedPath>()
         .map_or("other", |route| route.as_str())
         .to_owned();
-    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default(), %method, %path);
+    let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default(), %method, %path);
     let answered = AssertUnwindSafe(next.run(request))
         .catch_unwind()
         .instrument(span.clone())

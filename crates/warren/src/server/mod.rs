@@ -21,6 +21,7 @@ use crate::cli::Global;
 use anyhow::Context;
 use config::{Config, LogFormat};
 use data_dir::DataDir;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -174,18 +175,32 @@ impl SystemCommand {
     }
 }
 
+/// Whether the log is coloured: it goes to a terminal, and nobody said no (<https://no-color.org>).
+fn is_coloured(is_terminal: bool, no_color: Option<&std::ffi::OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(std::ffi::OsStr::is_empty)
+}
+
 fn start_log(config: &Config) {
+    let no_color = std::env::var_os("NO_COLOR");
+    let coloured = is_coloured(std::io::stderr().is_terminal(), no_color.as_deref());
     let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
     match config.log_format {
         LogFormat::Text => registry
-            .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .with_ansi(coloured)
+                    .with_writer(std::io::stderr),
+            )
             .init(),
         LogFormat::Json => {
             registry
                 .with(
                     tracing_subscriber::fmt::layer()
                         .json()
+                        .flatten_event(true)
+                        // The list of spans has it.
+                        .with_current_span(false)
                         .with_writer(std::io::stderr),
                 )
                 .init();
@@ -331,3 +346,17 @@ pub(crate) fn network_guard(configuration: &str) -> ExitCode {
 }
 
 pub(crate) use wire::NETWORK_GUARD;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    #[test]
+    fn only_a_terminal_that_nobody_minds_gets_colours() {
+        assert!(is_coloured(true, None));
+        assert!(is_coloured(true, Some(OsStr::new(""))));
+        assert!(!is_coloured(true, Some(OsStr::new("1"))));
+        assert!(!is_coloured(false, None));
+    }
+}

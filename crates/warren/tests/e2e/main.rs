@@ -14,4 +14,5 @@ mod losing;
 mod scenarios;
 mod stalling;
 mod surviving;
+mod telling;
 mod terminal;
