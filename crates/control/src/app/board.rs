@@ -7,10 +7,11 @@
 //! ten thousand instances as beside none. It includes what is being recorded: a [`Reservation`].
 
 use crate::keys;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::watch;
 use warren_core::InstanceId;
 use warren_core::instance::{InstanceIntent, InstanceSpec, InstanceStatus};
@@ -20,8 +21,8 @@ use warren_core::ports::store::Revision;
 /// The revision of what is not in the record: before the first commit.
 pub(crate) const UNRECORDED: Revision = 0;
 
-/// One instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One instance. It never changes: what has changed is another view.
+#[derive(Debug, Clone)]
 pub struct View {
     /// What is wanted.
     pub intent: Arc<InstanceIntent>,
@@ -29,16 +30,28 @@ pub struct View {
     pub revision: Revision,
     /// What its host said last.
     pub status: Arc<InstanceStatus>,
+    /// How it looks on the wire, made when it is first asked for.
+    encoded: Arc<OnceLock<Bytes>>,
 }
 
 impl View {
     pub(crate) fn new(intent: InstanceIntent, revision: Revision) -> Self {
         let status = Arc::new(InstanceStatus::unreported(&intent));
+        View::of(Arc::new(intent), revision, status)
+    }
+
+    fn of(intent: Arc<InstanceIntent>, revision: Revision, status: Arc<InstanceStatus>) -> Self {
         View {
-            intent: Arc::new(intent),
+            intent,
             revision,
             status,
+            encoded: Arc::default(),
         }
+    }
+
+    /// What `encode` makes of it, kept: reads are many and changes few. There is one encoding.
+    pub(crate) fn encoded(&self, encode: impl FnOnce(&View) -> Bytes) -> Bytes {
+        self.encoded.get_or_init(|| encode(self)).clone()
     }
 }
 
@@ -186,11 +199,7 @@ impl Held {
         let id = intent.id.clone();
         let view = match self.entries.get(&id).map(|entry| &entry.view) {
             Some(known) if known.revision >= revision => return known.clone(),
-            Some(known) => View {
-                intent: Arc::new(intent),
-                revision,
-                status: Arc::clone(&known.status),
-            },
+            Some(known) => View::of(Arc::new(intent), revision, Arc::clone(&known.status)),
             None => View::new(intent, revision),
         };
         self.put(&id, view.clone());
@@ -297,10 +306,10 @@ impl Board {
         let id = intent.id.clone();
         let view = match held.entries.get(&id).map(|entry| &entry.view) {
             Some(known) if known.intent.generation >= intent.generation => return,
-            Some(known) => View {
-                intent: Arc::new(intent),
-                ..known.clone()
-            },
+            Some(known) => {
+                let status = Arc::clone(&known.status);
+                View::of(Arc::new(intent), known.revision, status)
+            }
             None => View::new(intent, UNRECORDED),
         };
         held.put(&id, view);
@@ -310,11 +319,8 @@ impl Board {
         let mut held = self.lock();
         let id = status.id.clone();
         if let Some(entry) = held.entries.get(&id) {
-            let view = View {
-                status: Arc::new(status),
-                ..entry.view.clone()
-            };
-            held.put(&id, view);
+            let (intent, revision) = (Arc::clone(&entry.view.intent), entry.view.revision);
+            held.put(&id, View::of(intent, revision, Arc::new(status)));
         }
     }
 
@@ -380,6 +386,29 @@ mod tests {
         board.remove(&"b".parse().unwrap());
         assert_eq!((memory(&board), held("slug/other")), (0, None));
         assert!(board.ask(|held| held.taken.holders.is_empty()));
+    }
+
+    #[test]
+    fn a_view_is_encoded_once_and_another_one_anew() {
+        let board = Board::default();
+        let id: InstanceId = "a".parse().unwrap();
+        board.put_intent(intent("a", Desired::Running), 1);
+        let told = |text: &'static str| {
+            let view = board.get(&id).unwrap();
+            view.encoded(|_| Bytes::from_static(text.as_bytes()))
+        };
+        assert_eq!(told("first"), "first");
+        assert_eq!(told("not asked for"), "first");
+        let changed = board.put_intent(intent("a", Desired::Stopped), 2);
+        assert_eq!(changed.encoded(|_| Bytes::from_static(b"second")), "second");
+        assert_eq!(told("not asked for"), "second");
+        let status = InstanceStatus::unreported(&intent("a", Desired::Stopped));
+        board.put_status(status);
+        assert_eq!(told("third"), "third");
+        let mut newer = intent("a", Desired::Running);
+        newer.generation = 2;
+        board.put_unrecorded(newer);
+        assert_eq!(told("fourth"), "fourth");
     }
 
     #[test]

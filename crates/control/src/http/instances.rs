@@ -5,12 +5,13 @@ use super::extract::{
     Body, Id, NoParams, OptionalBody, Params, RequestKey, States, TENANT, bad_query, once,
     parse_state, wants_events,
 };
-use super::reply::{Failure, Reply, json, outcome, page};
+use super::reply::{Failure, Reply, encode, encoded, json, outcome, page_of_encoded};
 use super::sse;
 use crate::app::{AppError, Creation, JobUpdate, PageOf, Until, View};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
+use bytes::Bytes;
 use futures::StreamExt;
 use std::time::Duration;
 use warren_api::convert;
@@ -28,8 +29,13 @@ fn wire(view: &View) -> Instance {
     convert::instance(&view.intent, &view.status)
 }
 
+/// The same, encoded.
+fn bytes(view: &View) -> Bytes {
+    view.encoded(|view| encode(&wire(view)))
+}
+
 fn ok(view: Result<View, AppError>) -> Reply {
-    Ok(json(StatusCode::OK, &wire(&view?)))
+    Ok(encoded(StatusCode::OK, bytes(&view?)))
 }
 
 /// List instances
@@ -45,8 +51,8 @@ fn ok(view: Result<View, AppError>) -> Reply {
 pub(super) async fn list(State(http): State<Http>, params: Params) -> Reply {
     let (filter, request) = params.list(States::Accepted)?;
     let found = http.app.instances(&filter, &request)?;
-    Ok(page(&PageOf {
-        items: found.items.iter().map(wire).collect(),
+    Ok(page_of_encoded(&PageOf {
+        items: found.items.iter().map(bytes).collect(),
         next: found.next,
     }))
 }
