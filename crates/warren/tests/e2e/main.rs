@@ -9,6 +9,7 @@ mod cycling;
 mod dying;
 mod filling;
 mod full;
+mod hanging;
 mod harness;
 mod losing;
 mod scenarios;
