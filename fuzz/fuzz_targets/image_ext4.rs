@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use libfuzzer_sys::fuzz_target;
+use warren_fuzz::open_up;
 use warren_image::erofs::FileType;
 use warren_image::ext4::Ext4;
 
@@ -65,11 +66,3 @@ fuzz_target!(|input: &[u8]| {
         }
     }
 });
-
-/// Takes the checksums away, which would hide everything behind them.
-fn open_up(disk: &mut [u8]) {
-    const METADATA_CSUM: u8 = 0x4;
-    if let Some(features) = disk.get_mut(1024 + 0x65) {
-        *features &= !METADATA_CSUM;
-    }
-}

@@ -1,20 +1,22 @@
-//! Ways in for `fuzz/`: private decoders of what registries and archives say. Not part of the API.
+//! Ways in for `fuzz/`: private decoders of what registries, archives and guests' disks say. Not part of the API.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::executor::block_on;
 use warren_core::image::ImageConfig;
 
-use crate::Digest;
+use crate::changes::{self, Changed};
+use crate::erofs;
 use crate::source::SourceError;
 use crate::source::archive::ArchiveIndex;
 use crate::source::layout::{self, Files};
 use crate::source::manifest::{self, Configuration, Descriptor, Fetch, Platform, Wanted};
 use crate::source::registry::token::{Challenge, TokenAnswer};
+use crate::{Digest, Limits};
 
 /// Follows the first document to an image; the others are what can be fetched. Gives the number of its layers.
 pub fn resolve(mut documents: Vec<Vec<u8>>) -> Option<usize> {
@@ -90,4 +92,21 @@ pub fn archive(file: File) -> Vec<Vec<(Option<u64>, u64)>> {
         .into_iter()
         .map(|image| image.inputs.into_iter().map(readable).collect())
         .collect()
+}
+
+/// Writes the layer of what is on an instance's disk. `None` where that cannot be one.
+pub fn write_changes<W: Write>(
+    disk: File,
+    base: Option<erofs::Reader>,
+    limits: Limits,
+    to: W,
+) -> Option<W> {
+    let changed = Changed { disk, base, limits };
+    changes::write_layer(&changed, to).ok()
+}
+
+/// Whether there is anything in that layer, as it is known before it is made.
+pub fn has_changes(disk: File, base: Option<erofs::Reader>, limits: Limits) -> Option<bool> {
+    let changed = Changed { disk, base, limits };
+    changes::is_empty(&changed).ok().map(|empty| !empty)
 }

@@ -21,7 +21,7 @@ use crate::ext4::Ext4Error;
 use crate::limits::{LimitExceeded, Limits};
 
 pub(crate) use stream::open;
-pub(crate) use walk::is_empty;
+pub(crate) use walk::{is_empty, write_layer};
 
 /// What changes are read from.
 #[derive(Debug)]

@@ -7,8 +7,7 @@ use std::thread::JoinHandle;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::Changed;
-use super::walk::write_layer;
+use super::{Changed, write_layer};
 
 /// Compressed bytes in one message, and messages under way.
 const PIECE: usize = 128 << 10;

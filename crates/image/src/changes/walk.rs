@@ -89,7 +89,7 @@ pub(crate) fn is_empty(changed: &Changed) -> Result<bool, ChangesError> {
 ///
 /// # Errors
 /// See [`ChangesError`].
-pub(super) fn write_layer<W: Write>(changed: &Changed, to: W) -> Result<W, ChangesError> {
+pub(crate) fn write_layer<W: Write>(changed: &Changed, to: W) -> Result<W, ChangesError> {
     let tree = Tree::open(changed)?;
     let mut layer = Layer {
         archive: Writer::new(to),
