@@ -46,6 +46,8 @@ fn environment(machines: Machines, data: &Path, port: u16) -> Vec<(&'static str,
         all.push(("WARREN_NETWORK", "none".to_owned()));
         // Ten thousand of them must fit.
         all.push(("WARREN_MEMORY_OVERCOMMIT_PERCENT", "1000000".to_owned()));
+        // A create is counted when it is durable; how many of them are still starting then is not to bound it.
+        all.push(("WARREN_START_LIMIT", "100000".to_owned()));
     }
     all
 }
