@@ -468,3 +468,15 @@ async fn http_2_without_tls_is_served_on_the_same_port() {
     let foreign = client.get(&url).header("origin", "http://evil.example");
     assert_eq!(foreign.send().await.unwrap().status(), 403);
 }
+
+#[tokio::test]
+async fn a_refusal_names_its_request() {
+    let server = server().await;
+    match server.client.instance("nobody").await {
+        Err(ClientError::Refused(refused)) => {
+            let id = refused.request_id.expect("the server names every request");
+            assert_eq!(id.len(), 16, "{id}");
+        }
+        other => panic!("{other:?}"),
+    }
+}

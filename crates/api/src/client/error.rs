@@ -15,6 +15,8 @@ pub struct Refused {
     pub sentence: String,
     /// Parts: candidates of an ambiguous prefix, fields.
     pub details: Vec<ErrorDetail>,
+    /// The request's id in the server's log, where the refusal was the answer to one.
+    pub request_id: Option<String>,
 }
 
 impl Refused {
@@ -35,6 +37,7 @@ impl Refused {
                 format!("the server answered {status}: {start}")
             },
             details: Vec::new(),
+            request_id: None,
         }
     }
 }
@@ -46,6 +49,7 @@ impl From<Problem> for Refused {
             code: problem.code,
             sentence: problem.detail,
             details: problem.details,
+            request_id: None,
         }
     }
 }

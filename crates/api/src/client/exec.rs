@@ -196,6 +196,7 @@ fn exit(text: &str) -> Result<ExecOutput, ClientError> {
             code: error.code,
             sentence: error.message,
             details: Vec::new(),
+            request_id: None,
         }))),
         None => Ok(ExecOutput::Exited {
             code: exit.exit_code,

@@ -27,6 +27,8 @@ use std::time::Duration;
 const LONGEST_BODY: usize = 64 << 20;
 /// How long an ordinary request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// The header with which a server names a request, here and in its log.
+const REQUEST_ID: &str = "x-request-id";
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -178,14 +180,20 @@ impl Client {
 
     async fn refused(&self, response: Response) -> ClientError {
         let status = response.status().as_u16();
+        let request_id = response.headers().get(REQUEST_ID);
+        let request_id = request_id.and_then(|id| id.to_str().ok().map(str::to_owned));
         match self.body(response).await {
             Err(error) => error,
-            Ok(body) => ClientError::Refused(Box::new(
-                serde_json::from_slice::<Problem>(&body).map_or_else(
+            Ok(body) => {
+                let refused = serde_json::from_slice::<Problem>(&body).map_or_else(
                     |_| Refused::unreadable(status, &String::from_utf8_lossy(&body)),
                     Refused::from,
-                ),
-            )),
+                );
+                ClientError::Refused(Box::new(Refused {
+                    request_id,
+                    ..refused
+                }))
+            }
         }
     }
 

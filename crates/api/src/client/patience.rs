@@ -69,6 +69,7 @@ mod tests {
             code: code.as_str().to_owned(),
             sentence: "no".to_owned(),
             details: Vec::new(),
+            request_id: None,
         }))
     }
 

@@ -183,6 +183,10 @@ fn client_hint(error: &ClientError) -> Option<String> {
             "unreadable_answer" => {
                 Some("is this a Warren server, or something else at that address?".to_owned())
             }
+            _ if refused.status == 500 => refused
+                .request_id
+                .as_ref()
+                .map(|id| format!("look for request {id} in the server's log")),
             _ => None,
         },
         ClientError::TimedOut { .. } => {
@@ -207,6 +211,7 @@ mod tests {
             code: code.to_owned(),
             sentence: sentence.to_owned(),
             details,
+            request_id: Some("0123abcd".to_owned()),
         })))
     }
 
@@ -241,6 +246,17 @@ mod tests {
         );
         let error = refused("x", "field name is bad", vec![detail("", "name is bad")]);
         assert_eq!(error.sentence(), "field name is bad");
+    }
+
+    #[test]
+    fn a_mistake_of_the_servers_is_found_in_its_log_by_its_request() {
+        let mut error = refused("internal", "something went wrong", Vec::new());
+        assert_eq!(error.hint(), None, "whoever was refused needs no log");
+        if let CliError::Client(ClientError::Refused(refused)) = &mut error {
+            refused.status = 500;
+        }
+        let hint = error.hint().unwrap_or_default();
+        assert!(hint.contains("request 0123abcd"), "{hint}");
     }
 
     #[test]
