@@ -186,7 +186,7 @@ async fn a_commit_without_room_is_told_and_harms_nothing() {
     let changed = changed_disk(work.path());
     let mut refused = 0;
     // Up to where the copy of the disk, the layer and the image's disk all have room.
-    for room in (0..).step_by(12) {
+    for room in (0..).step_by(3) {
         let data = small.at.join(room.to_string());
         let images = store(&data);
         let request = LoadRequest {
@@ -210,7 +210,7 @@ async fn a_commit_without_room_is_told_and_harms_nothing() {
                 .commit(request, &base.digest, captured, quiet())
                 .await
         };
-        small.resize(small.used() + room * PAGE);
+        small.leave_room(room * PAGE);
         let result = commit().await;
         assert_eq!(leftovers(&data), 0, "{room} pages");
         if let Err(error) = &result {
