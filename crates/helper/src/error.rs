@@ -87,6 +87,12 @@ pub enum HelperError {
         /// The first lines of what it said.
         message: String,
     },
+    /// A bridge takes no more ports (BR_MAX_PORTS in net/bridge/br_private.h: 1,023).
+    #[error("bridge {bridge} is full: it takes no more than 1023 devices")]
+    BridgeFull {
+        /// Its name.
+        bridge: String,
+    },
     /// Something took longer than it may.
     #[error("{operation} did not finish in time")]
     Timeout {

@@ -257,7 +257,9 @@ impl Links {
                 .ok_or_else(|| HelperError::NotFound {
                     what: format!("bridge {bridge}"),
                 })?;
-        let device = match self.find(&name).await? {
+        let found = self.find(&name).await?;
+        let made_here = found.is_none();
+        let device = match found {
             Some(device) => device,
             None => {
                 let tap = tap::attach(&name)?;
@@ -282,8 +284,21 @@ impl Links {
                 .mtu(mtu.get())
                 .up()
                 .build();
-            self.set(format!("put TAP {name} into {bridge}"), change)
-                .await?;
+            let joined = self
+                .set(format!("put TAP {name} into {bridge}"), change)
+                .await;
+            if joined.is_err() && made_here {
+                // What cannot be used is not left; why it cannot is what is told.
+                drop(self.delete(device.index, &name).await);
+            }
+            joined.map_err(|error| match error {
+                HelperError::Kernel { errno, .. } if errno == nix::errno::Errno::EXFULL as i32 => {
+                    HelperError::BridgeFull {
+                        bridge: bridge.to_string(),
+                    }
+                }
+                other => other,
+            })?;
             reached("tap.joined");
         }
         Ok(name)

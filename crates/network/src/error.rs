@@ -18,6 +18,7 @@ pub(crate) fn from_helper(error: HelperError) -> PortError {
         HelperError::NotOurs { .. } => (ErrorClass::Conflict, "device_not_ours"),
         HelperError::NotFound { .. } => (ErrorClass::Retry, "network_device_missing"),
         HelperError::Missing { .. } => (ErrorClass::Unsupported, "program_missing"),
+        HelperError::BridgeFull { .. } => (ErrorClass::NoCapacity, "bridge_full"),
         HelperError::Timeout { .. } => (ErrorClass::Retry, "network_timeout"),
     };
     let hint = match &error {
@@ -30,6 +31,9 @@ pub(crate) fn from_helper(error: HelperError) -> PortError {
         )),
         HelperError::Permission { .. } => {
             Some("run the server as root or with CAP_NET_ADMIN, or use user-mode networking".into())
+        }
+        HelperError::BridgeFull { .. } => {
+            Some("stop or remove an instance, or take other devices out of the bridge".into())
         }
         _ => None,
     };

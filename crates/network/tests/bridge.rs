@@ -324,6 +324,44 @@ fn everything_can_be_repeated_and_nothing_is_left() {
 }
 
 #[test]
+fn a_full_bridge_is_said_leaves_nothing_and_takes_the_next_one_once_there_is_room() {
+    in_private_host(
+        "a_full_bridge_is_said_leaves_nothing_and_takes_the_next_one_once_there_is_room",
+        &[],
+        || async {
+            let network = network();
+            let first = spec(1, "first", &["8080:80"]);
+            network.ensure(&first).await.unwrap();
+            // The kernel's limit is 1,023 ports: one is taken.
+            let mut batch = String::new();
+            for number in 0..511 {
+                batch.push_str(&format!(
+                    "link add a{number} type veth peer name b{number}\n"
+                ));
+                batch.push_str(&format!("link set a{number} master vmbr0\n"));
+                batch.push_str(&format!("link set b{number} master vmbr0\n"));
+            }
+            std::fs::write("/run/batch", batch).unwrap();
+            run("ip -batch /run/batch");
+            let before = network.owned().await.unwrap();
+            let late = spec(2, "late", &["8081:80"]);
+            let error = network.ensure(&late).await.unwrap_err();
+            assert_eq!(
+                (error.class, error.code),
+                (ErrorClass::NoCapacity, "bridge_full")
+            );
+            assert!(error.sentence().contains("vmbr0"), "{}", error.sentence());
+            assert_eq!(network.owned().await.unwrap(), before);
+            assert_eq!(network.observe(&late).await.unwrap(), Presence::Absent);
+            run("ip link del a7");
+            network.ensure(&late).await.unwrap();
+            assert_eq!(network.observe(&late).await.unwrap(), Presence::Present);
+            network.tear_down().await.unwrap();
+        },
+    );
+}
+
+#[test]
 fn what_is_taken_is_said() {
     in_private_host("what_is_taken_is_said", &[], || async {
         let network = network();
