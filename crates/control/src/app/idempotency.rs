@@ -68,6 +68,10 @@ pub(super) struct KeyRecord {
     fingerprint: Fingerprint,
     #[serde(with = "time::serde::rfc3339")]
     at: Timestamp,
+    /// Seconds on the monotonic clock: a wall clock that is moved makes no key older. Absent in records of versions
+    /// that went by the wall clock.
+    #[serde(default)]
+    since: Option<u64>,
     /// The instance that was created with it.
     instance: Option<InstanceId>,
     /// Absent while the request is in flight, and when the server stopped meanwhile.
@@ -120,6 +124,7 @@ impl App {
         KeyRecord {
             fingerprint: keyed.fingerprint.clone(),
             at: self.0.clock.now(),
+            since: Some(self.0.clock.monotonic().as_secs()),
             instance,
             answer: None,
         }
@@ -214,8 +219,31 @@ impl App {
         Ok(outcome)
     }
 
+    /// `None` where it cannot be told: its beginning was not recorded, or by a clock that had gone on further than this one.
+    fn age(&self, record: &KeyRecord) -> Option<Duration> {
+        let since = Duration::from_secs(record.since?);
+        self.0.clock.monotonic().checked_sub(since)
+    }
+
     fn is_expired(&self, record: &KeyRecord) -> bool {
-        self.0.clock.now() - record.at >= self.0.settings.idempotency_age
+        self.age(record)
+            .is_some_and(|age| age >= self.0.settings.idempotency_age)
+    }
+
+    /// A key whose age cannot be told begins now.
+    async fn date_key(&self, key: &str, revision: u64, record: KeyRecord) -> Result<(), PortError> {
+        let dated = KeyRecord {
+            since: Some(self.0.clock.monotonic().as_secs()),
+            ..record
+        };
+        self.0
+            .store
+            .commit(Transaction {
+                guards: vec![Guard::At(key.to_owned(), revision)],
+                writes: vec![Write::Put(key.to_owned(), keys::encode(&dated))],
+            })
+            .await
+            .map(drop)
     }
 
     async fn drop_key(&self, key: &str, revision: u64) -> Result<(), PortError> {
@@ -251,8 +279,14 @@ impl App {
                 .list(keys::IDEMPOTENCY, after.as_deref(), PAGE)
                 .await?;
             for record in &page.records {
-                if keys::decode::<KeyRecord>(record).is_ok_and(|known| self.is_expired(&known)) {
-                    self.drop_key(&record.key, record.revision).await?;
+                match keys::decode::<KeyRecord>(record) {
+                    Ok(known) if self.age(&known).is_none() => {
+                        self.date_key(&record.key, record.revision, known).await?;
+                    }
+                    Ok(known) if self.is_expired(&known) => {
+                        self.drop_key(&record.key, record.revision).await?;
+                    }
+                    Ok(_) | Err(_) => {}
                 }
             }
             match page.next {

@@ -51,7 +51,8 @@ enum JobState {
     Done(Vec<Image>),
     Failed {
         problem: Box<Problem>,
-        at: Timestamp,
+        /// On the monotonic clock.
+        at: std::time::Duration,
     },
 }
 
@@ -98,9 +99,9 @@ impl Job {
     }
 
     /// Whether it failed so long ago that nobody looks for it any more.
-    fn is_forgotten(&self, now: Timestamp) -> bool {
+    fn is_forgotten(&self, now: std::time::Duration) -> bool {
         match &*self.state.borrow() {
-            JobState::Failed { at, .. } => now - *at > FAILURES_KEPT,
+            JobState::Failed { at, .. } => now.saturating_sub(*at) > FAILURES_KEPT,
             JobState::Queued | JobState::Running { .. } | JobState::Done(_) => false,
         }
     }
@@ -195,7 +196,7 @@ impl Jobs {
     }
 
     /// Jobs that are not done, with their places in the queue.
-    fn visible(&self, now: Timestamp) -> Vec<(Arc<Job>, Option<u32>)> {
+    fn visible(&self, now: std::time::Duration) -> Vec<(Arc<Job>, Option<u32>)> {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         list.retain(|job| !job.is_forgotten(now));
         let mut waiting = 0;
@@ -316,7 +317,7 @@ impl App {
     pub(super) fn jobs_running(&self) -> usize {
         self.0
             .jobs
-            .visible(self.0.clock.now())
+            .visible(self.0.clock.monotonic())
             .iter()
             .filter(|(job, _)| job.is_active())
             .count()
@@ -343,7 +344,7 @@ impl App {
         all.extend(
             self.0
                 .jobs
-                .visible(self.0.clock.now())
+                .visible(self.0.clock.monotonic())
                 .iter()
                 .map(|(job, place)| job.image(*place)),
         );
@@ -362,7 +363,7 @@ impl App {
             Err(missing @ AppError::Missing { .. }) => self
                 .0
                 .jobs
-                .visible(self.0.clock.now())
+                .visible(self.0.clock.monotonic())
                 .iter()
                 .rev()
                 .find(|(job, _)| job.id == wanted || job.request.name == wanted)
@@ -393,7 +394,7 @@ impl App {
         let place = self
             .0
             .jobs
-            .visible(self.0.clock.now())
+            .visible(self.0.clock.monotonic())
             .iter()
             .find(|(other, _)| Arc::ptr_eq(other, &job))
             .and_then(|(_, place)| *place);
@@ -502,7 +503,7 @@ impl App {
                         operation.ended(Err(&problem));
                         JobState::Failed {
                             problem,
-                            at: app.0.clock.now(),
+                            at: app.0.clock.monotonic(),
                         }
                     }
                 };

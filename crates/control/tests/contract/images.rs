@@ -147,9 +147,9 @@ async fn a_failed_pull_is_forgotten_after_a_while() {
     let events = [("accept", "text/event-stream")];
     world.with("POST", "/images", Some(wanted), &events).await;
     assert_eq!(world.get(path).await.json()["status"], "failed");
-    *world.clock.ahead.lock().unwrap() = Duration::from_secs(3500);
+    *world.clock.passed.lock().unwrap() = Duration::from_secs(3500);
     assert_eq!(world.get(path).await.json()["status"], "failed");
-    *world.clock.ahead.lock().unwrap() = Duration::from_secs(3700);
+    *world.clock.passed.lock().unwrap() = Duration::from_secs(3700);
     world.get(path).await.problem(404, "image_not_found");
     assert_eq!(
         world.get("/images").await.json().as_array().unwrap().len(),

@@ -462,7 +462,7 @@ async fn idempotency_keys() {
         .with("POST", "/instances", Some(body.clone()), &key)
         .await;
     assert_eq!(later.text, first.text);
-    *world.clock.ahead.lock().unwrap() = Duration::from_secs(24 * 3600 + 1);
+    *world.clock.passed.lock().unwrap() = Duration::from_secs(24 * 3600 + 1);
     world
         .with("POST", "/instances", Some(body), &key)
         .await

@@ -13,6 +13,7 @@ mod images;
 mod instances;
 mod operations;
 mod pressure;
+mod races;
 mod registry;
 mod serving;
 #[path = "../support/mod.rs"]

@@ -59,7 +59,7 @@ async fn a_pull_is_seen_from_its_queue_to_its_end() {
         let id = done["id"].as_str().unwrap();
         assert_eq!(world.get(&format!("/operations/{id}")).await.json(), done);
     }
-    *world.clock.ahead.lock().unwrap() = Duration::from_secs(3601);
+    *world.clock.passed.lock().unwrap() = Duration::from_secs(3601);
     assert!(
         list(&world, "").await.is_empty(),
         "nobody asks after an hour"

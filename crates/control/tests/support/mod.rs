@@ -692,14 +692,18 @@ impl HostImages for Host {
 /// The real clock, whose wall can be pushed forward.
 pub(crate) struct TestClock {
     started: std::time::Instant,
-    pub(crate) ahead: Mutex<Duration>,
+    /// Time that has passed besides what really has.
+    pub(crate) passed: Mutex<Duration>,
+    /// By how much somebody has moved the wall clock.
+    pub(crate) moved: Mutex<time::Duration>,
 }
 
 impl TestClock {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(TestClock {
             started: std::time::Instant::now(),
-            ahead: Mutex::default(),
+            passed: Mutex::default(),
+            moved: Mutex::default(),
         })
     }
 }
@@ -707,11 +711,13 @@ impl TestClock {
 #[async_trait]
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
-        now() + *self.ahead.lock().expect("no test panics with it")
+        now()
+            + *self.passed.lock().expect("no test panics with it")
+            + *self.moved.lock().expect("no test panics with it")
     }
 
     fn monotonic(&self) -> Duration {
-        self.started.elapsed()
+        self.started.elapsed() + *self.passed.lock().expect("no test panics with it")
     }
 
     async fn sleep(&self, time: Duration) {

@@ -226,7 +226,7 @@ const PLAIN_NAMES: [&str; 8] = [
 ];
 
 /// `WARREN_…` names that are not the server's: the command line's, the scripts' and the tests'.
-const OTHER_NAMES: [&str; 25] = [
+const OTHER_NAMES: [&str; 26] = [
     "server",
     "token",
     "context",
@@ -242,6 +242,7 @@ const OTHER_NAMES: [&str; 25] = [
     "seed",
     "kills",
     "cycles",
+    "seeds",
     "crash_at",
     "crash_orders",
     "crash_trace",

@@ -5,6 +5,7 @@
 //! <data>/installation      4 characters, made once
 //! <data>/lock              held by the running server
 //! <data>/store.db          intent (SQLite); store.db.seen: the last commit that was made here
+//! <data>/uptime            seconds that servers have run here: the monotonic clock of leases
 //! <data>/instances/<h>/    one directory per instance: record, disk, logs, sockets
 //! <data>/images/           blobs, disks and records of images
 //! <data>/volumes/          ready-made empty disks
@@ -126,6 +127,11 @@ impl DataDir {
 
     pub(crate) fn uploads(&self) -> PathBuf {
         self.root.join("uploads")
+    }
+
+    /// How long servers have run here.
+    pub(crate) fn uptime(&self) -> PathBuf {
+        self.root.join("uptime")
     }
 
     /// Used where the machine-wide cache cannot be written to.

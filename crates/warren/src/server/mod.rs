@@ -15,6 +15,7 @@ mod registries;
 mod upkeep;
 mod wire;
 
+use clock::SystemClock;
 use config::ServerFlags;
 
 use crate::cli::Global;
@@ -221,7 +222,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let stopping = CancellationToken::new();
     let record::Opened { store, doubt } = record::open(&data).await?;
     reached("start.record-opened");
-    let (host, clock) = wire::host(&config, &data)?;
+    let clock = Arc::new(SystemClock::going_on(data.uptime()));
+    let host = wire::host(&config, &data, clock.clone())?;
     reached("start.instances-adopted");
     let mut settings = Settings::new(data.installation.clone(), data.uploads());
     settings.doubt = doubt;
@@ -233,7 +235,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let app = App::start(
         store.clone() as Arc<dyn Store>,
         host,
-        clock,
+        clock.clone(),
         settings,
         stopping.clone(),
     )
@@ -246,6 +248,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         );
     }
     tokio::spawn(stop_on_signal(stopping.clone())?);
+    let timekeeping = tokio::spawn(clock.keep(stopping.clone()));
     let served = warren_control::serve(listeners, app.clone(), auth, stopping.clone()).await;
     stopping.cancel();
     if tokio::time::timeout(BACKGROUND_GRACE, app.stopped())
@@ -258,6 +261,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         .close()
         .await
         .map_err(|error| anyhow::anyhow!("{}", error.sentence()))?;
+    // A panic of it would be in the log; there is nothing more to be done about it.
+    drop(timekeeping.await);
     served?;
     tracing::info!("stopped; running instances go on");
     Ok(ExitCode::SUCCESS)

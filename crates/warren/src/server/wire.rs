@@ -1,6 +1,5 @@
 //! Where adapters meet ports: the only place that knows both.
 
-use super::clock::SystemClock;
 use super::config::{Accel, Config, NetworkChoice};
 use super::data_dir::{DataDir, Place};
 use super::fake_guests;
@@ -152,7 +151,11 @@ pub(crate) fn network(config: &Config, data: &Place) -> anyhow::Result<Arc<dyn N
 ///
 /// # Errors
 /// When a directory or the network cannot be set up.
-pub(crate) fn adapters(config: &Config, data: &DataDir) -> anyhow::Result<(AgentConfig, Ports)> {
+pub(crate) fn adapters(
+    config: &Config,
+    data: &DataDir,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<(AgentConfig, Ports)> {
     let (hypervisors, unusable) = hypervisors(config, &data.cache());
     let store = super::images::open(config, data)?;
     let ports = Ports {
@@ -163,7 +166,7 @@ pub(crate) fn adapters(config: &Config, data: &DataDir) -> anyhow::Result<(Agent
         commits: store,
         volumes: super::images::volumes(data)?,
         network: network(config, &data.place())?,
-        clock: Arc::new(SystemClock::new()),
+        clock,
     };
     let settings = AgentConfig {
         data: data.root().to_owned(),
@@ -182,10 +185,10 @@ pub(crate) fn adapters(config: &Config, data: &DataDir) -> anyhow::Result<(Agent
 pub(crate) fn host(
     config: &Config,
     data: &DataDir,
-) -> anyhow::Result<(Arc<dyn HostLink>, Arc<dyn Clock>)> {
-    let (settings, ports) = adapters(config, data)?;
-    let clock = Arc::clone(&ports.clock);
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<Arc<dyn HostLink>> {
+    let (settings, ports) = adapters(config, data, clock)?;
     let agent =
         Agent::start(settings, ports).map_err(|error| anyhow::anyhow!("{}", error.sentence()))?;
-    Ok((Arc::new(AgentLink(agent)), clock))
+    Ok(Arc::new(AgentLink(agent)))
 }

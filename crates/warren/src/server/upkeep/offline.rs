@@ -1,10 +1,12 @@
 //! The same on a data directory that no server holds.
 
+use super::super::clock::SystemClock;
 use super::super::config::Config;
 use super::super::data_dir::DataDir;
 use super::super::{record, wire};
 use crate::cli::CliError;
 use std::path::Path;
+use std::sync::Arc;
 use warren_agent::{host_records, remove_leak, take_inventory};
 use warren_api::upkeep::{Check, FailedRepair, Recovery};
 use warren_control::records::{self, Missing, Records};
@@ -28,7 +30,7 @@ fn wired(error: anyhow::Error) -> CliError {
 
 /// What the store says, where there is a store.
 struct Recorded {
-    store: Option<std::sync::Arc<SqliteStore>>,
+    store: Option<Arc<SqliteStore>>,
     records: Records,
     doubt: Option<String>,
 }
@@ -56,7 +58,8 @@ pub(super) async fn check(
     data: &DataDir,
     repair: bool,
 ) -> Result<Check, CliError> {
-    let (settings, ports) = wire::adapters(config, data).map_err(wired)?;
+    let clock = Arc::new(SystemClock::going_on(data.uptime()));
+    let (settings, ports) = wire::adapters(config, data, clock).map_err(wired)?;
     let mode = ports.network.report().await.map_err(said)?.mode;
     let recorded = recorded(data).await.map_err(said)?;
     let look = async |records: &Records| {
