@@ -351,9 +351,18 @@ fn leaked(item: &Item, owner: Option<&Expectation>, why: &str) -> Difference {
     }
 }
 
+fn is_home_of(item: &Item, handle: &Handle) -> bool {
+    let home = matches!(&item.part, Part::Home { handle: owner } if owner == handle);
+    home && item.kind == Kind::Directory
+}
+
 /// Why this item should not be there, if it should not.
 fn excess(expected: &[Expectation], found: &[Item], item: &Item) -> Option<Difference> {
     let of = |handle: &Handle| expected.iter().find(|one| one.handle == *handle);
+    let is_unrecorded_home = |other: &Item| match &other.part {
+        Part::Home { handle } => other.kind == Kind::Directory && of(handle).is_none(),
+        _ => false,
+    };
     let owner = match &item.part {
         Part::Home { handle } | Part::Machine { handle } | Part::Network { handle } => of(handle),
         Part::Published { address } => expected.iter().find(|one| one.address == Some(*address)),
@@ -376,14 +385,24 @@ fn excess(expected: &[Expectation], found: &[Item], item: &Item) -> Option<Diffe
         }
     };
     let Some(owner) = owner else {
-        return Some(match (&item.part, item.kind) {
+        let remedy = match &item.part {
+            // One sentence for all of a directory.
+            Part::Home { .. } if item.kind != Kind::Directory => return None,
             // Taking a directory with its record away is never a repair.
-            (Part::Home { .. }, Kind::Directory) => Difference {
-                remedy: Remedy::Recover,
-                ..leaked(item, None, "belongs to no recorded instance")
-            },
-            (Part::Home { .. }, _) => return None,
-            _ => leaked(item, None, "belongs to no recorded instance"),
+            Part::Home { .. } => Remedy::Recover,
+            // What has a directory here is an instance: its record is what is missing, and it may well run.
+            Part::Machine { handle } | Part::Network { handle }
+                if found.iter().any(|other| is_home_of(other, handle)) =>
+            {
+                Remedy::Recover
+            }
+            // An address alone does not tell whose it is.
+            Part::Published { .. } if found.iter().any(is_unrecorded_home) => Remedy::Recover,
+            _ => Remedy::Repair,
+        };
+        return Some(Difference {
+            remedy,
+            ..leaked(item, None, "belongs to no recorded instance")
         });
     };
     let need = match item.part {

@@ -315,6 +315,18 @@ impl Board {
         held.put(&id, view);
     }
 
+    /// Its record is damaged and set aside: what is known of it stays, and is recorded by nothing.
+    pub(crate) fn lose_record(&self, id: &InstanceId) {
+        let mut held = self.lock();
+        if let Some(entry) = held.entries.get(id) {
+            let view = View {
+                revision: UNRECORDED,
+                ..entry.view.clone()
+            };
+            held.put(id, view);
+        }
+    }
+
     pub(crate) fn put_status(&self, status: InstanceStatus) {
         let mut held = self.lock();
         let id = status.id.clone();

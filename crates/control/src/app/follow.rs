@@ -3,6 +3,7 @@
 use super::board::UNRECORDED;
 use super::{App, Board, View};
 use crate::keys;
+use crate::records::may_be_an_instances;
 use futures::StreamExt;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -85,7 +86,7 @@ impl App {
                 reason = damaged.reason,
                 "a record is damaged and set aside"
             );
-            if damaged.key.starts_with(keys::INSTANCES) || damaged.key.is_empty() {
+            if may_be_an_instances(&damaged.key) {
                 complete = Complete::No;
             }
         }
@@ -189,8 +190,9 @@ impl App {
                 },
                 Complete::No => {
                     tracing::error!(
-                        "records are damaged: nothing on the host is swept before they are repaired"
+                        "records are damaged: nothing on the host is swept before `warren system recover`"
                     );
+                    self.show_what_only_the_host_knows().await?;
                     for intent in intents {
                         self.0.host.apply(intent).await?;
                     }
@@ -336,7 +338,7 @@ impl App {
                     };
                     match commit {
                         Commit::Done(_) => reached("follow.status-recorded"),
-                        Commit::Refused { .. } => self.0.board.remove(id),
+                        Commit::Refused { .. } => self.take_recorded(id).await?,
                     }
                     Ok(())
                 }
@@ -379,7 +381,7 @@ impl App {
             .0
             .store
             .commit(Transaction {
-                guards: vec![Guard::At(keys::instance(id), view.revision)],
+                guards: vec![view.as_recorded()],
                 writes,
             })
             .await?;
@@ -390,9 +392,7 @@ impl App {
                 Ok(())
             }
             Commit::Refused { .. } => {
-                self.reload(id).await.map_err(|_| {
-                    PortError::retry("record_changed", "the record changed while it was removed")
-                })?;
+                self.take_recorded(id).await?;
                 Err(PortError::retry(
                     "record_changed",
                     "the record changed while it was removed",

@@ -218,16 +218,12 @@ impl App {
                     app.must_not_doubt()?;
                 }
                 intent.generation = view.intent.generation + 1;
-                let guard = match view.revision {
-                    UNRECORDED => Guard::Absent(keys::instance(&id)),
-                    revision => Guard::At(keys::instance(&id), revision),
-                };
                 let _shared = app.0.link.read().await;
                 let commit = app
                     .0
                     .store
                     .commit(Transaction {
-                        guards: vec![guard],
+                        guards: vec![view.as_recorded()],
                         writes: vec![Write::Put(keys::instance(&id), keys::encode(&intent))],
                     })
                     .await?;
@@ -240,7 +236,7 @@ impl App {
                         reached("change.handed-over");
                         return Ok(view);
                     }
-                    Commit::Refused { .. } => app.reload(&id).await?,
+                    Commit::Refused { .. } => app.take_recorded(&id).await?,
                 }
             }
             Err(AppError::coded(
@@ -251,17 +247,25 @@ impl App {
         .await
     }
 
-    /// The record has changed behind our back: take what it says.
-    async fn reload(&self, id: &InstanceId) -> Result<(), AppError> {
-        match self.0.store.get(&keys::instance(id)).await? {
+    /// The record is not what was thought: takes what it says now.
+    async fn take_recorded(&self, id: &InstanceId) -> Result<(), PortError> {
+        let key = keys::instance(id);
+        match self.0.store.get(&key).await? {
             Some(record) => {
                 self.0
                     .board
                     .put_intent(keys::decode(&record)?, record.revision);
             }
+            // Not deleted: what is known of it goes on, and is recorded with the next change.
+            None if self.is_damaged(&key).await? => self.0.board.lose_record(id),
             None => self.0.board.remove(id),
         }
         Ok(())
+    }
+
+    async fn is_damaged(&self, key: &str) -> Result<bool, PortError> {
+        let damaged = self.0.store.damaged().await?;
+        Ok(damaged.iter().any(|damaged| damaged.key == key))
     }
 
     /// Gives an intent to the host, now or, where that fails, as soon as it takes it.
@@ -331,6 +335,15 @@ enum Waiting {
 }
 
 impl View {
+    /// Holds for as long as the record of its intent is the one that was seen.
+    fn as_recorded(&self) -> Guard {
+        let key = keys::instance(&self.intent.id);
+        match self.revision {
+            UNRECORDED => Guard::Absent(key),
+            revision => Guard::At(key, revision),
+        }
+    }
+
     /// Whether the status is about the newest wish.
     pub(crate) fn is_current(&self) -> bool {
         self.status.generation >= self.intent.generation

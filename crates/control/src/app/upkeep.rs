@@ -80,6 +80,16 @@ impl App {
         Ok(())
     }
 
+    /// Shows instances whose record is damaged as the host knows them: what they are and hold stays theirs.
+    pub(super) async fn show_what_only_the_host_knows(&self) -> Result<(), PortError> {
+        for intent in self.0.host.upkeep().records().await?.intents {
+            if self.0.board.get(&intent.id).is_none() {
+                self.0.board.put_unrecorded(intent);
+            }
+        }
+        Ok(())
+    }
+
     pub(super) async fn look(&self) -> Result<Look, AppError> {
         let mode = self.known_host().await?.network.mode;
         let inventory = self.0.host.upkeep().inventory().await?;

@@ -86,6 +86,11 @@ impl Records {
         Ok(records)
     }
 
+    fn may_lack_instances(&self) -> bool {
+        let mut damaged = self.set_aside.iter().chain(&self.unreadable);
+        damaged.any(|(key, _)| may_be_an_instances(key))
+    }
+
     /// Everything in which the record does not agree with itself.
     pub fn differences(&self) -> Vec<Difference> {
         let mut differences = Vec::new();
@@ -115,6 +120,12 @@ impl Records {
                 format!("the record {name} cannot be read: {reason}"),
             ));
         }
+        // What is held beyond what instances have is a leak, unless a record of an instance is what is missing.
+        let remedy_of_leaks = if self.may_lack_instances() {
+            Remedy::Recover
+        } else {
+            Remedy::Repair
+        };
         let mut claimed: BTreeSet<String> = BTreeSet::new();
         for (intent, _) in self.intents.values() {
             for name in keys::reservations(intent) {
@@ -136,7 +147,7 @@ impl Records {
                     DifferenceKind::Leaked,
                     name,
                     None,
-                    Remedy::Repair,
+                    remedy_of_leaks,
                     format!("{name} is held for {holder}, which does not have it"),
                 ));
             }
@@ -148,7 +159,7 @@ impl Records {
                     DifferenceKind::Leaked,
                     &name,
                     None,
-                    Remedy::Repair,
+                    remedy_of_leaks,
                     format!("{name} is of an instance that is not recorded"),
                 ));
             }
@@ -157,9 +168,17 @@ impl Records {
     }
 }
 
+/// Whether it may be the record of an instance that is damaged: unless the key says that it follows from one, or is
+/// of no consequence.
+pub(crate) fn may_be_an_instances(key: &str) -> bool {
+    let others = [keys::STATUSES, keys::EVENT, keys::IDEMPOTENCY];
+    let mut others = others.iter().chain(&keys::RESERVATIONS);
+    !others.any(|prefix| key.starts_with(prefix))
+}
+
 /// What helps against a damaged record: of an instance, its host; of anything that follows from it, this.
 fn remedy_of_damage(key: &str) -> Remedy {
-    if key.starts_with(keys::INSTANCES) || key.is_empty() {
+    if may_be_an_instances(key) {
         Remedy::Recover
     } else {
         Remedy::Repair

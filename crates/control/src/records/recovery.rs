@@ -121,7 +121,15 @@ pub async fn recover(
             reached("recover.instance-recorded");
         }
     }
-    // What follows from the instances is put right as well, now that they are all there.
+    // Instances are all there: what was damaged of them is no reason to keep anything any more.
+    if let Some(upkeep) = store.upkeep() {
+        for damaged in store.damaged().await? {
+            if super::may_be_an_instances(&damaged.key) {
+                upkeep.forget_damaged(&damaged.key).await?;
+            }
+        }
+    }
+    // What follows from them is put right as well.
     for difference in Records::read(store).await?.differences() {
         if difference.remedy == warren_core::inventory::Remedy::Repair {
             super::repair(store, &difference).await?;

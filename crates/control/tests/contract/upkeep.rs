@@ -132,6 +132,88 @@ async fn a_record_that_does_not_agree_with_itself_is_named_and_completed() {
 }
 
 #[tokio::test]
+async fn a_damaged_record_of_an_instance_costs_it_nothing_and_is_written_anew_by_a_recovery() {
+    let world = world().await;
+    for name in ["one", "two"] {
+        world
+            .make(json!({"id": name, "name": name, "image": "busybox"}))
+            .await;
+    }
+    let whole = dump(&world.store).await;
+    world.stop().await;
+    let torn = Transaction {
+        guards: Vec::new(),
+        writes: vec![Write::Put("instance/two".into(), "torn".into())],
+    };
+    world.store.commit(torn).await.unwrap();
+    let held = dump(&world.store).await;
+
+    let world = world_with(
+        Auth::from_secret(None),
+        world.host.clone(),
+        world.store.clone(),
+    )
+    .await;
+    world.ready().await;
+    for name in ["one", "two"] {
+        until(&world, &format!("/instances/{name}"), |one| {
+            one["state"] == "Running"
+        })
+        .await;
+    }
+    // The rest is served, and what is the damaged one's stays its own.
+    world
+        .make(json!({"name": "three", "image": "busybox"}))
+        .await;
+    world
+        .call(
+            "POST",
+            "/instances",
+            Some(json!({"name": "two", "image": "busybox"})),
+        )
+        .await
+        .problem(409, "name_taken");
+    assert_eq!(
+        world.call("DELETE", "/instances/three", None).await.status,
+        204
+    );
+    let named = |check: &Value| -> Vec<(String, String)> {
+        let all = check["differences"].as_array().unwrap().iter();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        all.filter(|difference| difference["item"]["kind"] == "key")
+            .map(|difference| {
+                (
+                    text(&difference["item"]["name"]),
+                    text(&difference["remedy"]),
+                )
+            })
+            .collect()
+    };
+    let expected = [
+        "instance/two",
+        "address/10.9.",
+        "name/default/two",
+        "slug/two",
+        "status/two",
+    ];
+    let check = world.get("/system/check").await.json();
+    let found = named(&check);
+    assert_eq!(found.len(), expected.len(), "{check}");
+    for ((name, remedy), start) in found.iter().zip(expected) {
+        assert!(name.starts_with(start), "{check}");
+        assert_eq!(remedy, "recover", "{check}");
+    }
+    let repair = world.call("POST", "/system/repair", None).await.json();
+    assert_eq!(repair["repaired"], json!([]), "{repair}");
+    assert_eq!(dump(&world.store).await, held);
+
+    let recovery = world.call("POST", "/system/recover", None).await.json();
+    assert_eq!(recovery["recovered"], json!(["two"]), "{recovery}");
+    assert_eq!(recovery["unchanged"], json!(["one"]), "{recovery}");
+    assert_eq!(dump(&world.store).await, whole);
+}
+
+#[tokio::test]
 async fn a_lost_record_shows_what_runs_touches_nothing_and_is_rebuilt_with_every_reservation() {
     let world = world().await;
     for name in ["one", "two", "doomed"] {

@@ -103,20 +103,54 @@ fn what_is_stopped_has_neither_machine_nor_network() {
 }
 
 #[test]
-fn what_is_unrecorded_is_leaked_but_its_directory_is_for_recovery() {
-    let differences = compare(&[], &whole("bbbbbbbb"));
-    assert!(
-        differences
-            .iter()
-            .all(|one| one.kind == DifferenceKind::Leaked)
-    );
+fn what_is_unrecorded_and_has_no_directory_is_a_leak() {
+    let homeless: Vec<Item> = whole("bbbbbbbb")
+        .into_iter()
+        .filter(|item| !matches!(item.part, Part::Home { .. }))
+        .collect();
+    let differences = compare(&[], &homeless);
+    assert_eq!(differences.len(), homeless.len());
     for difference in differences {
-        let remedy = match difference.item.kind {
-            Kind::Directory => Remedy::Recover,
-            _ => Remedy::Repair,
+        assert_eq!(
+            (difference.kind, difference.remedy),
+            (DifferenceKind::Leaked, Remedy::Repair),
+            "{difference:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_unrecorded_and_has_a_directory_is_for_recovery_with_all_that_it_has() {
+    let mut found = whole("bbbbbbbb");
+    let leak = Item::new(
+        Kind::Device,
+        "wtabcdcccccccc",
+        Part::Network {
+            handle: handle("cccccccc"),
+        },
+    );
+    found.push(leak.clone());
+    let differences = compare(&[], &found);
+    // All but the file in the directory.
+    assert_eq!(differences.len(), found.len() - 1);
+    for difference in differences {
+        let remedy = if difference.item == leak {
+            Remedy::Repair
+        } else {
+            Remedy::Recover
         };
         assert_eq!(difference.remedy, remedy, "{difference:?}");
     }
+    // Beside an instance that is recorded it is as much of a leak.
+    let expected = [expectation(Need::Must, Need::Must)];
+    let mut found = whole("aaaaaaaa");
+    found.push(leak.clone());
+    let differences = compare(&expected, &found);
+    assert_eq!(differences.len(), 1);
+    assert_eq!(
+        (&differences[0].item, differences[0].remedy),
+        (&leak, Remedy::Repair)
+    );
 }
 
 #[test]
