@@ -336,6 +336,13 @@ impl Config {
                 .is_none_or(|secret| !secret.is_empty()),
             "configuration: JWT_SECRET is set and empty: unset it, or give it a value"
         );
+        if let Some(kernel) = &config.kernel {
+            anyhow::ensure!(
+                kernel.is_file(),
+                "configuration: there is no guest kernel {}: name a vmlinux or bzImage, or leave it to `./dev kernel`",
+                kernel.display()
+            );
+        }
         config.image_limits.check()?;
         registries::check(&config)?;
         Ok(config)
@@ -497,6 +504,9 @@ mod tests {
                     .to_string()
                     .contains("prot")
             );
+            jail.create_file("w.toml", "kernel = '/nowhere/vmlinux'")?;
+            let error = Config::load(&flags).unwrap_err().to_string();
+            assert!(error.contains("/nowhere/vmlinux"), "{error}");
             jail.create_file("w.toml", "start_limit = 0")?;
             let error = Config::load(&flags).unwrap_err().to_string();
             assert!(error.contains("start_limit"), "{error}");

@@ -35,7 +35,7 @@ struct Diagnosis {
     hypervisors: Vec<HypervisorReport>,
 }
 
-/// Looks at everything and prints it; fails when no instance could run here.
+/// Looks at everything and prints it; fails when there is a problem.
 pub(crate) async fn run(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     let mut findings = vec![data_directory(&config.data_dir), secret(&config)];
     let mut hypervisors = Vec::new();
@@ -81,6 +81,7 @@ pub(crate) async fn run(config: Config, json: bool) -> anyhow::Result<ExitCode> 
     findings.extend(network(&config).await);
     findings.extend(registries(&config));
     let works = !hypervisors.is_empty();
+    let healthy = works && findings.iter().all(|it| it.standing != Standing::Problem);
     if json {
         let diagnosis = Diagnosis {
             version: env!("CARGO_PKG_VERSION"),
@@ -101,7 +102,7 @@ pub(crate) async fn run(config: Config, json: bool) -> anyhow::Result<ExitCode> 
             anstream::println!("\nNo instance can run here until a hypervisor works.");
         }
     }
-    Ok(if works {
+    Ok(if healthy {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

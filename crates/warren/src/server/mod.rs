@@ -41,6 +41,9 @@ use warren_crashpoint::reached;
 /// How long background work may take to end after the listeners have.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(5);
 
+/// The least that a key of HS256 should have (RFC 7518, 3.2), bytes.
+const SECRET: usize = 32;
+
 /// A program on the host: its runtime has as many threads as the machine has processors.
 fn block_on(program: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
     let outcome = tokio::runtime::Builder::new_multi_thread()
@@ -75,8 +78,8 @@ pub(crate) enum HostCommand {
     /// Tell what this machine can do, what was chosen, and why
     ///
     /// Tries the hypervisor (by running a few instructions in a throw-away guest), finds the guest kernel, looks
-    /// at network and data directory, and says what to do about what is missing. Needs no server. Fails when no
-    /// instance could run here.
+    /// at network and data directory, and says what to do about what is missing. Needs no server. Fails when
+    /// anything is a problem.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(ServerFlags),
     #[command(after_help = upkeep::FSCK_EXAMPLES)]
@@ -217,8 +220,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     auth.check_listener(address)?;
     let open_files = open_files::raise_limit();
     tracing::debug!(open_files, "the limit of open files");
-    let data = DataDir::open(&config.data_dir)?;
+    // First: who cannot listen leaves nothing behind.
     let listeners = bind(address).await?;
+    let data = DataDir::open(&config.data_dir)?;
     let stopping = CancellationToken::new();
     let record::Opened { store, doubt } = record::open(&data).await?;
     reached("start.record-opened");
@@ -245,6 +249,15 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     if config.jwt_secret.is_none() {
         tracing::info!(
             "no JWT_SECRET is set: everybody on this machine may use the API, nobody else"
+        );
+    }
+    if config
+        .jwt_secret
+        .as_ref()
+        .is_some_and(|secret| secret.len() < SECRET)
+    {
+        tracing::warn!(
+            "JWT_SECRET is shorter than {SECRET} bytes: whoever sees a token can guess it"
         );
     }
     tokio::spawn(stop_on_signal(stopping.clone())?);
