@@ -1,17 +1,18 @@
 //! The record is lost, or replaced by an older one: nothing that runs is touched, and `warren system recover`
 //! brings every instance and reservation back.
 
-use crate::harness::{Mode, Server, eventually, missing, skip};
+use crate::harness::{Mode, Server, eventually, is_root, missing, skip};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The sweep looks twice, a second apart, and removes what both looks found.
 const TWO_LOOKS: Duration = Duration::from_secs(3);
 
 /// The machines there are, by the handles of their instances: which process, however it is counted.
-fn machines(server: &Server) -> BTreeMap<String, u64> {
+pub(crate) fn machines(server: &Server) -> BTreeMap<String, u64> {
     let (_, check) = server.api("GET", "/system/check", None);
     let items = check["inventory"].as_array().unwrap();
     items
@@ -25,7 +26,7 @@ fn machines(server: &Server) -> BTreeMap<String, u64> {
 }
 
 /// The ids of all instances that are Running.
-fn running(server: &Server) -> Vec<String> {
+pub(crate) fn running(server: &Server) -> Vec<String> {
     let (_, all) = server.api("GET", "/instances?state=Running", None);
     let ids = all.as_array().unwrap().iter();
     ids.map(|one| one["id"].as_str().unwrap().to_owned())
@@ -42,7 +43,7 @@ fn remove_store(server: &Server) {
     }
 }
 
-fn make(server: &Server, id: &str, port: u16) {
+pub(crate) fn make(server: &Server, id: &str, port: u16) {
     let body = json!({
         "id": id, "name": id, "image": "busybox-web", "memory_mb": 128, "overlay_size": "16MB", "stop_grace_seconds": 1,
         "cmd": ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done"],
@@ -194,6 +195,68 @@ fn a_lost_record_and_an_older_one_touch_nothing_and_are_rebuilt_while_guests_cou
         assert!(
             numbers.iter().copied().eq(1..=numbers.len() as u64),
             "{id}: {numbers:?}"
+        );
+    }
+}
+
+/// Makes and removes instances until told to stop; half of the first ones stay.
+fn write(server: &Server, stop: &AtomicBool, writer: u32) {
+    for number in 0.. {
+        if stop.load(Ordering::SeqCst) {
+            return;
+        }
+        let id = format!("w{writer}n{number:05}");
+        let body = json!({"id": id, "name": id, "image": "busybox-web", "memory_mb": 64, "overlay_size": "16MB",
+                          "cmd": ["sleep", "1000"], "network": {"enabled": false}});
+        let (status, made) = server.api("POST", "/instances", Some(body));
+        assert_eq!((status, &made["state"]), (201, &json!("Running")), "{made}");
+        if number % 2 == 0 && number < 10 {
+            continue;
+        }
+        let (status, answer) = server.api("DELETE", &format!("/instances/{id}"), None);
+        assert_eq!(status, 204, "{answer}");
+    }
+}
+
+#[test]
+fn backups_taken_during_writes_are_restored_and_brought_up_to_date() {
+    const NAME: &str = "e2e::backups_taken_during_writes_are_restored_and_brought_up_to_date";
+    if !is_root() {
+        return skip(NAME, "these tests start as root");
+    }
+    let environment = [("WARREN_HYPERVISORS", "[fake]"), ("WARREN_NETWORK", "none")];
+    let mut server = Server::start_in(Mode::Bridge, &environment);
+    let stop = AtomicBool::new(false);
+    let backups: Vec<PathBuf> = (0..3)
+        .map(|number| server.data().join(format!("copy-{number}.db")))
+        .collect();
+    std::thread::scope(|scope| {
+        for writer in 0..3 {
+            let (server, stop) = (&server, &stop);
+            scope.spawn(move || write(server, stop, writer));
+        }
+        for (number, backup) in backups.iter().enumerate() {
+            eventually("more was written", 20, || {
+                (running(&server).len() > 3 * number).then_some(())
+            });
+            server.ok(&["system", "backup", backup.to_str().unwrap()]);
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    let (before, runs) = (machines(&server), running(&server));
+    assert!(!runs.is_empty());
+    for backup in backups {
+        server.kill();
+        server.ok(&["system", "restore", backup.to_str().unwrap()]);
+        server.launch();
+        eventually("what runs is shown", 10, || {
+            (running(&server) == runs).then_some(())
+        });
+        recover(&server);
+        assert_eq!(server.differences(), Vec::<String>::new());
+        assert_eq!(
+            (machines(&server), running(&server)),
+            (before.clone(), runs.clone())
         );
     }
 }

@@ -6,6 +6,7 @@
 mod committing;
 mod crashing;
 mod cycling;
+mod damaged;
 mod dying;
 mod filling;
 mod full;

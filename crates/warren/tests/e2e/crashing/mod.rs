@@ -100,6 +100,39 @@ fn killed_at_every_place_of_every_operation_it_converges_and_leaves_nothing() {
     });
 }
 
+/// Seeds in one run of the test; `WARREN_SEEDS` asks for more (`./dev soak recovery`).
+const SEEDS: u64 = 10;
+
+#[test]
+fn killed_again_and_again_during_recovery_it_converges() {
+    const NAME: &str = "e2e::killed_again_and_again_during_recovery_it_converges";
+    if let Some(reason) = missing(Mode::Bridge) {
+        return skip(NAME, &reason);
+    }
+    let seeds = std::env::var("WARREN_SEEDS").ok();
+    let seeds = seeds.and_then(|text| text.parse().ok()).unwrap_or(SEEDS);
+    let kills: usize = std::thread::scope(|scope| {
+        let halves: Vec<_> = (0..2)
+            .map(|half| {
+                scope.spawn(move || {
+                    let mut stage = Stage::set(Mode::Bridge, Machines::Fake);
+                    let kills: usize = (0..seeds)
+                        .filter(|seed| seed % 2 == half)
+                        .map(|seed| {
+                            println!("seed {seed}");
+                            stage.kill_again_and_again(seed)
+                        })
+                        .sum();
+                    stage.strike();
+                    kills
+                })
+            })
+            .collect();
+        halves.into_iter().map(|half| half.join().unwrap()).sum()
+    });
+    println!("{seeds} seeds, {kills} kills during recovery: it converged each time");
+}
+
 #[test]
 fn killed_while_a_real_machine_is_made_paused_and_taken_away_it_converges_and_leaves_nothing() {
     const NAME: &str = "e2e::killed_while_a_real_machine_is_made_paused_and_taken_away_it_converges_and_leaves_nothing";

@@ -13,7 +13,7 @@ pub(super) enum State {
     Stopped,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Operation {
     /// On a host that has nothing of this installation yet.
     CreateFirst,

@@ -4,7 +4,7 @@ use super::operation::{Operation, State};
 use crate::harness::{Build, Mode, Server, eventually, free_port};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
@@ -36,6 +36,24 @@ pub(super) struct Stage {
     /// Somebody else's hold on it.
     taken: Option<TcpListener>,
     numbers: std::cell::Cell<u32>,
+    /// What operations come by, once they were traced.
+    places: HashMap<Operation, Vec<String>>,
+}
+
+/// xorshift64*: the same seed gives the same choices.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % bound
+    }
+
+    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[usize::try_from(self.below(all.len() as u64)).unwrap()]
+    }
 }
 
 impl Stage {
@@ -51,6 +69,7 @@ impl Stage {
             port: free_port(),
             taken: None,
             numbers: std::cell::Cell::new(0),
+            places: HashMap::new(),
         };
         // From here on with orders.
         stage.server.kill();
@@ -383,6 +402,58 @@ impl Stage {
         }
         self.settle(operation, &promised);
         died
+    }
+
+    /// Dies at some place of some operation, and then again and again while the next servers recover; gives how
+    /// often they did. The seed decides on all of it.
+    pub(super) fn kill_again_and_again(&mut self, seed: u64) -> usize {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let operation = *random.of(&[
+            Operation::Create,
+            Operation::Stop,
+            Operation::Start,
+            Operation::Pause,
+            Operation::Resume,
+            Operation::Delete,
+            Operation::DeleteStopped,
+        ]);
+        if !self.places.contains_key(&operation) {
+            let places = self.trace(operation).into_keys().collect();
+            self.places.insert(operation, places);
+        }
+        if !self.places.contains_key(&Operation::Adopt) {
+            let places = self.trace(Operation::Adopt).into_keys().collect();
+            self.places.insert(Operation::Adopt, places);
+        }
+        self.arrange(operation);
+        let recorded = self.recorded();
+        let place = random.of(&self.places[&operation]).clone();
+        self.order(&place);
+        self.perform(operation, &[]);
+        if !self.server.dies_within(Duration::from_millis(1500)) {
+            self.server.kill();
+        }
+        self.order("");
+        let mut kills = 0;
+        for _ in 0..1 + random.below(3) {
+            // At a place of the way up, or at any moment of it: places of the operation itself come again too.
+            let of_recovery = [
+                &self.places[&Operation::Adopt][..],
+                &self.places[&operation],
+            ]
+            .concat();
+            let place = random.of(&of_recovery).clone();
+            self.spawn(&[("WARREN_CRASH_AT", &place)]);
+            let moment = Duration::from_millis(20 + random.below(150));
+            if !self.server.dies_within(moment) {
+                self.server.kill();
+            }
+            kills += 1;
+        }
+        let promised = self.promised(operation, recorded);
+        self.launch(&[]);
+        self.settle(operation, &promised);
+        kills
     }
 
     /// Takes everything away and looks that nothing is left.
