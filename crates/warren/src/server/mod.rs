@@ -224,7 +224,9 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let listeners = bind(address).await?;
     let data = DataDir::open(&config.data_dir)?;
     let stopping = CancellationToken::new();
-    let record::Opened { store, doubt } = record::open(&data).await?;
+    let record::Opened { store, doubt } = record::open(&data)
+        .await
+        .map_err(|error| anyhow::anyhow!("{}", error.sentence()))?;
     reached("start.record-opened");
     let clock = Arc::new(SystemClock::going_on(data.uptime()));
     let host = wire::host(&config, &data, clock.clone())?;

@@ -175,6 +175,56 @@ fn a_record_is_backed_up_and_restored_on_a_data_directory_and_then_doubted() {
 }
 
 #[test]
+fn a_record_of_a_newer_version_is_refused_in_words_and_left_alone_and_a_backup_of_before_helps() {
+    let data = tempfile::tempdir().unwrap();
+    let path = |name: &str| data.path().join(name);
+    std::fs::write(path("installation"), "abcd\n").unwrap();
+    assert_eq!(
+        on(data.path(), &["system", "recover"]).status.code(),
+        Some(0)
+    );
+    let copy = path("copy.db");
+    let copy = copy.to_str().unwrap();
+    assert_eq!(
+        on(data.path(), &["system", "backup", copy]).status.code(),
+        Some(0)
+    );
+    rusqlite::Connection::open(path("store.db"))
+        .unwrap()
+        .execute_batch("PRAGMA user_version = 99")
+        .unwrap();
+    let newer = std::fs::read(path("store.db")).unwrap();
+    // Free again as soon as it is known.
+    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|bound| bound.local_addr());
+    let port = free.unwrap().port().to_string();
+    for words in [
+        &["server", "--port", &port][..],
+        &["fsck"],
+        &["fsck", "--repair"],
+        &["system", "recover"],
+        &["system", "backup", path("other.db").to_str().unwrap()],
+    ] {
+        let refused = on(data.path(), words);
+        assert!(matches!(refused.status.code(), Some(1 | 2)), "{words:?}");
+        let said = err(&refused);
+        for needle in [
+            "a newer Warren (schema 99)",
+            "use the newer binary or restore a backup",
+        ] {
+            assert!(said.contains(needle), "{words:?}: {said}");
+        }
+        assert_eq!(std::fs::read(path("store.db")).unwrap(), newer, "{words:?}");
+    }
+    let restored = on(data.path(), &["system", "restore", copy]);
+    assert_eq!(restored.status.code(), Some(0), "{}", err(&restored));
+    assert_eq!(
+        on(data.path(), &["system", "recover"]).status.code(),
+        Some(0)
+    );
+    assert_eq!(on(data.path(), &["fsck"]).status.code(), Some(0));
+}
+
+#[test]
 fn a_recovery_says_what_became_of_each_instance() {
     let double = Double::start(None);
     let answer = ask(&double, &["system", "recover"]);
