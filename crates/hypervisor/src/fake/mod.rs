@@ -70,6 +70,14 @@ impl PowerSwitch {
             tracing::warn!(%error, "could not end a fake machine");
         }
     }
+
+    /// Waits until that machine is over, whoever ends it.
+    pub async fn ended(&self) {
+        let mut changes = Board::watch(&self.home.directory);
+        while running(&self.home).is_ok_and(|state| state.process == self.process)
+            && changes.changed().await.is_ok()
+        {}
+    }
 }
 
 /// Answers for guests. Called in an async context, and must not block.

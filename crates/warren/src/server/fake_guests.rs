@@ -23,8 +23,10 @@ pub(crate) fn serve() -> ServeGuest {
                 let (over, power) = (guest.clone(), side.power.clone());
                 let (guests, process) = (Arc::clone(&guests), side.process.clone());
                 tokio::spawn(async move {
-                    over.powered_off().await;
-                    power.off();
+                    tokio::select! {
+                        () = over.powered_off() => power.off(),
+                        () = power.ended() => {}
+                    }
                     guests
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
