@@ -134,9 +134,12 @@ impl Double {
 
     /// Waits for the machine to power itself off.
     pub async fn powered_off(&self) {
-        let mut power = self.machine.power.subscribe();
-        // The sender lives in `self`.
-        let _ = power.wait_for(|power| *power == Power::Off).await;
+        self.machine.powered_off().await;
+    }
+
+    /// Ends it at once, as the end of its VMM does.
+    pub fn cut_power(&self) {
+        self.machine.power.send_replace(Power::Off);
     }
 
     /// Whether its disk is held still, as it changes.
@@ -204,7 +207,13 @@ impl Simulated {
 }
 
 impl DoubleMachine {
-    async fn run(self: Arc<Self>, config: BootConfig) {
+    async fn powered_off(&self) {
+        let mut power = self.power.subscribe();
+        // The sender lives in `self`.
+        let _ = power.wait_for(|power| *power == Power::Off).await;
+    }
+
+    async fn run(&self, config: BootConfig) {
         tokio::time::sleep(self.behaviour.boot_delay).await;
         if let Some(message) = self.behaviour.boot_failure.clone() {
             let failure = Failure {
@@ -267,7 +276,12 @@ impl DoubleMachine {
 
 impl Machine for DoubleMachine {
     fn boot(self: Arc<Self>, config: BootConfig) {
-        tokio::spawn(self.run(config));
+        tokio::spawn(async move {
+            tokio::select! {
+                () = self.run(config) => {}
+                () = self.powered_off() => {}
+            }
+        });
     }
 
     fn shutdown(self: Arc<Self>, signal: Option<i32>, grace_millis: u64) {

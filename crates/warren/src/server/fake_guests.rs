@@ -25,7 +25,7 @@ pub(crate) fn serve() -> ServeGuest {
                 tokio::spawn(async move {
                     tokio::select! {
                         () = over.powered_off() => power.off(),
-                        () = power.ended() => {}
+                        () = power.ended() => over.cut_power(),
                     }
                     guests
                         .lock()
