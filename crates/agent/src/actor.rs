@@ -126,7 +126,13 @@ impl Actor {
             self.hear_guest();
             let plan = planner::plan(&self.record.intent, &self.seen, self.now());
             self.publish(&plan);
-            self.settle_record();
+            match &plan {
+                Plan::WaitUntil { .. } | Plan::WaitForRoom => self.settle_record(),
+                Plan::Settled if self.record.intent.desired != Desired::Deleted => {
+                    self.settle_record();
+                }
+                Plan::Settled | Plan::Do(_) => {}
+            }
             match plan {
                 Plan::Do(steps) => self.take(steps).await,
                 Plan::WaitUntil { at, .. } => {
@@ -164,9 +170,12 @@ impl Actor {
         reached("wish.recorded");
     }
 
-    fn write_record(&self) {
+    /// Whole for the next process, whatever happens to this one; durable when there is nothing more urgent. A power failure
+    /// before that brings the older one back, and with it no machine: the store says what is wanted.
+    fn write_record(&mut self) {
         if self.seen.directory == Presence::Present {
-            self.say_unwritten(self.record.write(&self.shared.home.directory));
+            self.say_unwritten(self.record.put(&self.shared.home.directory));
+            self.unsettled = true;
         }
     }
 
@@ -481,8 +490,8 @@ impl Actor {
         self.seen.started_at = Some(at);
         self.stopped_at = None;
         self.failure = None;
+        // Not settled: what it says is of a machine that a power failure ends as well.
         self.say_unwritten(self.record.put(&self.shared.home.directory));
-        self.unsettled = true;
         reached("ready.recorded");
     }
 

@@ -190,8 +190,9 @@ impl StepScope<'_> {
             .create(directory)
             .map_err(|error| PortError::io("making the instance's directory", error))?;
         reached("record.directory-made");
+        // Its name becomes durable with the disk's, which is the first thing that a power failure leaves.
         self.record
-            .write(directory)
+            .put(directory)
             .map_err(|error| PortError::io("writing the instance's record", error))?;
         Ok(Effect::Recorded)
     }
