@@ -10,12 +10,14 @@ use crate::context::{Context, InstanceShared, attachment_spec, disk_path};
 use crate::guest_session::{GuestSession, GuestState};
 use crate::record::{HostRecord, sync_directory};
 use crate::steps::{Effect, INTERRUPTED, StepScope, printable};
+use crate::trace::{self, Change};
 use futures::StreamExt;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tracing::Instrument;
 use warren_core::error::Failure;
 use warren_core::instance::{Desired, Gone, InstanceIntent, InstanceStatus, NetworkChoice};
 use warren_core::planner::{self, GivenUp, GuestSeen, Plan, RunWish, Seen, Step, Told};
@@ -57,6 +59,7 @@ pub(crate) struct Actor {
     failures: u32,
     not_before: Option<Duration>,
     phases: BTreeMap<String, u64>,
+    change: Change,
     /// The record was changed, and its directory not synced since.
     unsettled: bool,
 }
@@ -98,6 +101,7 @@ impl Actor {
             failures: 0,
             not_before: None,
             phases: BTreeMap::new(),
+            change: Change::default(),
             unsettled: false,
         };
         actor.recall_given_up();
@@ -132,6 +136,11 @@ impl Actor {
                     self.settle_record();
                 }
                 Plan::Settled | Plan::Do(_) => {}
+            }
+            if let Plan::Do(_) = &plan {
+                self.change.begin(&self.record.intent, &self.shared.cause);
+            } else {
+                self.change.end();
             }
             match plan {
                 Plan::Do(steps) => self.take(steps).await,
@@ -330,10 +339,14 @@ impl Actor {
         let clock = &self.context.ports.clock;
         let results = futures::future::join_all(steps.iter().map(|step| {
             let scope = &scope;
+            let span = self.change.step(*step);
             async move {
                 let start = clock.monotonic();
                 tracing::debug!(instance = %scope.intent.id, ?step, "step");
-                let result = scope.carry_out(*step).await;
+                let result = scope.carry_out(*step).instrument(span.clone()).await;
+                if let Err(error) = &result {
+                    trace::failed(&span, error);
+                }
                 (*step, result, clock.monotonic().saturating_sub(start))
             }
         }))
@@ -438,6 +451,9 @@ impl Actor {
                 self.hear_guest();
             }
             Effect::Ready(at) => {
+                if let Some(booted) = self.session.as_ref().and_then(|session| session.booted()) {
+                    self.change.guest_booted(booted);
+                }
                 self.note_ready(at);
                 self.hear_guest();
             }

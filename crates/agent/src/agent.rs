@@ -13,6 +13,7 @@ use crate::record::HostRecord;
 use crate::status_board::StatusBoard;
 use crate::storage;
 use crate::sweep;
+use crate::trace::Cause;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -86,7 +87,7 @@ impl Agent {
         });
         for record in records {
             let id = record.intent.id.clone();
-            if let Err(error) = agent.spawn(record) {
+            if let Err(error) = agent.spawn(record, &Cause::default()) {
                 tracing::error!(instance = %id, %error, "cannot adopt an instance");
             }
         }
@@ -141,7 +142,7 @@ impl Agent {
     }
 
     /// Starts the actor of a record, unless there is one.
-    fn spawn(self: &Arc<Self>, record: HostRecord) -> Result<(), PortError> {
+    fn spawn(self: &Arc<Self>, record: HostRecord, cause: &Cause) -> Result<(), PortError> {
         let id = record.intent.id.clone();
         let home = self.home(&record.intent);
         let hypervisor = self.hypervisor(record.hypervisor).ok_or_else(|| {
@@ -152,6 +153,7 @@ impl Agent {
         })?;
         let shared = InstanceShared::new(home, record.intent.clone())
             .map_err(|error| PortError::io("opening the instance's logs", error))?;
+        shared.cause.replace(cause);
         let shared = Arc::new(shared);
         {
             let mut actors = self.actors();
@@ -210,6 +212,7 @@ impl Agent {
             shared.wish.send_if_modified(|current| {
                 let newer = intent.generation > current.generation;
                 if newer {
+                    shared.cause.replace(&Cause::here());
                     *current = intent;
                 }
                 newer
@@ -228,7 +231,7 @@ impl Agent {
                 return Ok(());
             }
         };
-        self.spawn(record)
+        self.spawn(record, &Cause::here())
     }
 
     fn publish_gone(&self, intent: &InstanceIntent) {

@@ -4,6 +4,7 @@
 use crate::guest_session::GuestSession;
 use crate::log_store::LogStore;
 use crate::status_board::StatusBoard;
+use crate::trace::Cause;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -62,6 +63,8 @@ pub(crate) struct Context {
 pub(crate) struct InstanceShared {
     pub(crate) home: InstanceHome,
     pub(crate) wish: watch::Sender<InstanceIntent>,
+    /// Who asked for the newest of them.
+    pub(crate) cause: Cause,
     pub(crate) session: watch::Sender<Option<Arc<GuestSession>>>,
     /// Whether no more output is to come: the run is over and no restart is pending.
     pub(crate) output_over: watch::Sender<bool>,
@@ -78,6 +81,7 @@ impl InstanceShared {
             console_log: LogStore::open(home.directory.join("console.log"))?,
             home,
             wish: watch::Sender::new(intent),
+            cause: Cause::default(),
             session: watch::Sender::new(None),
             output_over: watch::Sender::new(false),
             look_again: Notify::new(),

@@ -4,15 +4,15 @@
 use crate::log_store::LogStore;
 use crate::output::OutputTap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use warren_core::PortError;
 use warren_core::ports::Clock;
 use warren_core::ports::host_link::OutputStream;
+use warren_core::{PortError, Timestamp};
 use warren_guest::client::{ClientError, GuestClient, GuestEvent, GuestEvents, LogReader};
-use warren_guest::protocol::{self, AttachKey, ExitReport, LogEntry};
+use warren_guest::protocol::{self, AttachKey, ExitReport, LogEntry, ReadyReport};
 
 /// Output is acknowledged after this much silence, or after [`ACK_EVERY`] records.
 const ACK_IDLE: Duration = Duration::from_millis(100);
@@ -35,10 +35,19 @@ pub(crate) enum GuestState {
     Closed(String),
 }
 
+/// A guest's boot as it told of it in this session.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Booted {
+    pub(crate) report: ReadyReport,
+    /// When this host heard of it.
+    pub(crate) heard: Timestamp,
+}
+
 pub(crate) struct GuestSession {
     pub(crate) client: GuestClient,
     pub(crate) output: OutputTap,
     state: watch::Receiver<GuestState>,
+    booted: Arc<OnceLock<Booted>>,
     logs_complete: watch::Receiver<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -97,6 +106,7 @@ impl GuestSession {
             GuestState::Waiting
         };
         let (state_sender, state) = watch::channel(first);
+        let booted = Arc::new(OnceLock::new());
         let (complete_sender, logs_complete) = watch::channel(false);
         let output = OutputTap::new();
         let from = log.begin_boot(boot);
@@ -105,11 +115,17 @@ impl GuestSession {
             client: client.clone(),
             reader,
             log,
-            clock,
+            clock: Arc::clone(&clock),
             output: output.clone(),
         };
         let tasks = vec![
-            tokio::spawn(follow_events(client.clone(), events, state_sender)),
+            tokio::spawn(follow_events(
+                client.clone(),
+                events,
+                state_sender,
+                Arc::clone(&booted),
+                Arc::clone(&clock),
+            )),
             tokio::spawn(async move {
                 pump.run().await;
                 complete_sender.send_replace(true);
@@ -119,6 +135,7 @@ impl GuestSession {
             client,
             output,
             state,
+            booted,
             logs_complete,
             tasks,
         })
@@ -127,6 +144,11 @@ impl GuestSession {
     /// What the guest has told so far.
     pub(crate) fn state(&self) -> GuestState {
         self.state.borrow().clone()
+    }
+
+    /// Its boot, once it is ready.
+    pub(crate) fn booted(&self) -> Option<Booted> {
+        self.booted.get().copied()
     }
 
     /// A handle to wait for changes with.
@@ -158,11 +180,15 @@ async fn follow_events(
     client: GuestClient,
     mut events: GuestEvents,
     state: watch::Sender<GuestState>,
+    booted: Arc<OnceLock<Booted>>,
+    clock: Arc<dyn Clock>,
 ) {
     while let Some(event) = events.next().await {
         match event {
             GuestEvent::Ready(report) => {
                 tracing::debug!(?report, "guest ready");
+                let heard = clock.now();
+                booted.get_or_init(|| Booted { report, heard });
                 state.send_if_modified(|state| match state {
                     GuestState::Exited(_) => false,
                     _ => std::mem::replace(state, GuestState::Ready) != GuestState::Ready,

@@ -24,6 +24,7 @@ mod status_board;
 mod steps;
 mod storage;
 mod sweep;
+mod trace;
 
 pub use adopt::{host_records, recorded_instances};
 pub use agent::{Agent, AgentLink};

@@ -21,6 +21,9 @@ pub mod state;
 pub mod storage;
 pub mod units;
 
+/// The `tracing` target of spans that are for an exporter of traces alone, and not for the log.
+pub const TRACE_TARGET: &str = "warren::trace";
+
 pub use error::{ErrorClass, PortError};
 pub use id::{Handle, InstallationId, InstanceId};
 pub use units::{ByteSize, MemoryMib};

@@ -34,6 +34,7 @@ pub use uploads::Upload;
 use crate::metrics::Metrics;
 use crate::{Settings, keys};
 use board::{Board, UNRECORDED};
+use opentelemetry::context::FutureExt as _;
 use std::future::Future;
 use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
@@ -157,7 +158,7 @@ impl App {
         &self,
         work: impl Future<Output = Result<T, AppError>> + Send + 'static,
     ) -> Result<T, AppError> {
-        let work = work.in_current_span();
+        let work = work.in_current_span().with_current_context();
         self.0.tasks.spawn(work).await.unwrap_or_else(|error| {
             tracing::error!(%error, "a use case panicked");
             Err(AppError::coded(

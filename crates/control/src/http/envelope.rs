@@ -11,12 +11,17 @@ use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
+use opentelemetry::context::FutureExt as _;
+use opentelemetry_http::HeaderExtractor;
 use rand::Rng;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
-use tracing::Instrument;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 use warren_api::{Code, Problem, problem::MEDIA_TYPE};
+use warren_core::TRACE_TARGET;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -33,6 +38,29 @@ fn request_id(request: &Request) -> HeaderValue {
         })
 }
 
+/// The request in a trace, under the caller's span where it sent one (<https://www.w3.org/TR/trace-context/>).
+fn trace(request: &Request, route: &str) -> Span {
+    let span = tracing::info_span!(
+        target: TRACE_TARGET,
+        "request",
+        "otel.name" = format!("{} {route}", request.method()),
+        "otel.kind" = "server",
+        "otel.status_code" = Empty,
+        "http.request.method" = %request.method(),
+        "http.route" = route,
+        "url.path" = request.uri().path(),
+        "http.response.status_code" = Empty,
+    );
+    if !span.is_disabled() {
+        let caller = opentelemetry::global::get_text_map_propagator(|propagator| {
+            propagator.extract(&HeaderExtractor(request.headers()))
+        });
+        // Fails only where nobody listens.
+        let _ = span.set_parent(caller);
+    }
+    span
+}
+
 pub(super) async fn wrap(State(http): State<Http>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(&request);
@@ -44,9 +72,13 @@ pub(super) async fn wrap(State(http): State<Http>, request: Request, next: Next)
         .map_or("other", |route| route.as_str())
         .to_owned();
     let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default(), %method, %path);
+    let trace = trace(&request, &route);
     let answered = AssertUnwindSafe(next.run(request))
         .catch_unwind()
         .instrument(span.clone())
+        // Whatever is handed on belongs to this trace.
+        .with_context(trace.context())
+        .instrument(trace.clone())
         .await;
     let mut response = answered.unwrap_or_else(|_| {
         span.in_scope(|| tracing::error!("a handler panicked"));
@@ -68,6 +100,10 @@ pub(super) async fn wrap(State(http): State<Http>, request: Request, next: Next)
         registry::stamp(&mut response);
     }
     let status = response.status();
+    trace.record("http.response.status_code", status.as_u16());
+    if status.is_server_error() {
+        trace.record("otel.status_code", "ERROR");
+    }
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, id);
     headers.insert(

@@ -107,6 +107,9 @@ pub(crate) struct Config {
     pub(crate) log: String,
     /// How.
     pub(crate) log_format: LogFormat,
+    /// Where traces go, with OTLP over HTTP, such as `http://127.0.0.1:4318`; nowhere when absent, unless
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT` says so.
+    pub(crate) otlp_endpoint: Option<String>,
 }
 
 /// The data directory when nothing says otherwise.
@@ -151,6 +154,7 @@ impl Default for Config {
             start_limit: 256,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
+            otlp_endpoint: None,
         }
     }
 }
@@ -206,6 +210,10 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_enum, value_name = "FORMAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_format: Option<LogFormat>,
+    /// Send traces to this collector, OTLP over HTTP (OTEL_EXPORTER_OTLP_ENDPOINT) [default: none]
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp_endpoint: Option<String>,
 }
 
 fn parse_kind(text: &str) -> Result<HypervisorKind, String> {

@@ -12,6 +12,7 @@ mod push_limits;
 mod quantity;
 mod record;
 mod registries;
+mod telemetry;
 mod upkeep;
 mod wire;
 
@@ -20,19 +21,16 @@ use config::ServerFlags;
 
 use crate::cli::Global;
 use anyhow::Context;
-use config::{Config, LogFormat};
+use config::Config;
 use data_dir::DataDir;
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 use warren_control::{App, Auth, Settings};
 use warren_core::placement::Overcommit;
 use warren_core::ports::Store;
@@ -148,8 +146,14 @@ impl HostCommand {
         };
         match self {
             HostCommand::Server(_) => {
-                start_log(&config);
-                block_on(serve(config))
+                block_on(async {
+                    // reqwest is built without a provider of its own.
+                    let _ = rustls::crypto::ring::default_provider().install_default();
+                    let telemetry = Telemetry::start(&config)?;
+                    let served = serve(config).await;
+                    telemetry.flush().await;
+                    served
+                })
             }
             HostCommand::Doctor(_) => block_on(doctor::run(config, global.prints_json())),
             HostCommand::Fsck(args) => upkeep::fsck(&args, config, global),
@@ -179,42 +183,7 @@ impl SystemCommand {
     }
 }
 
-/// Whether the log is coloured: it goes to a terminal, and nobody said no (<https://no-color.org>).
-fn is_coloured(is_terminal: bool, no_color: Option<&std::ffi::OsStr>) -> bool {
-    is_terminal && no_color.is_none_or(std::ffi::OsStr::is_empty)
-}
-
-fn start_log(config: &Config) {
-    let no_color = std::env::var_os("NO_COLOR");
-    let coloured = is_coloured(std::io::stderr().is_terminal(), no_color.as_deref());
-    let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    let registry = tracing_subscriber::registry().with(filter);
-    match config.log_format {
-        LogFormat::Text => registry
-            .with(
-                tracing_subscriber::fmt::layer()
-                    .with_ansi(coloured)
-                    .with_writer(std::io::stderr),
-            )
-            .init(),
-        LogFormat::Json => {
-            registry
-                .with(
-                    tracing_subscriber::fmt::layer()
-                        .json()
-                        .flatten_event(true)
-                        // The list of spans has it.
-                        .with_current_span(false)
-                        .with_writer(std::io::stderr),
-                )
-                .init();
-        }
-    }
-}
-
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    // reqwest is built without a provider of its own.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let auth = Auth::from_secret(config.jwt_secret.as_deref());
     let address = SocketAddr::new(config.listen, config.port);
     auth.check_listener(address)?;
@@ -366,17 +335,3 @@ pub(crate) fn network_guard(configuration: &str) -> ExitCode {
 }
 
 pub(crate) use wire::NETWORK_GUARD;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::ffi::OsStr;
-
-    #[test]
-    fn only_a_terminal_that_nobody_minds_gets_colours() {
-        assert!(is_coloured(true, None));
-        assert!(is_coloured(true, Some(OsStr::new(""))));
-        assert!(!is_coloured(true, Some(OsStr::new("1"))));
-        assert!(!is_coloured(false, None));
-    }
-}

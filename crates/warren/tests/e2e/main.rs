@@ -18,3 +18,4 @@ mod stalling;
 mod surviving;
 mod telling;
 mod terminal;
+mod traces;

@@ -35,6 +35,8 @@ pub(crate) async fn measure(pairs: usize, report: &mut Report) -> anyhow::Result
         let work = tempfile::Builder::new().prefix("wrnb").tempdir()?;
         let (rounds, mut arms) = (pairs.min(most), Arms::default());
         let once = |arm: usize, arms: &mut Arms| -> anyhow::Result<()> {
+            // No arm pays for what another has written.
+            rustix::fs::sync();
             match arm {
                 0 => arms.warren.push(load(&server, &layout)?),
                 1 => arms
