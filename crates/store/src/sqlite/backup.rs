@@ -43,33 +43,43 @@ fn copy_into(from: &Path, to: &Path, partial: &Path) -> Result<Revision, PortErr
     if to.exists() {
         return Err(exists());
     }
-    let failed = |error| from_sqlite("be backed up", error);
-    let io = |error| PortError::io("cannot write the backup", error);
-    make_file(partial).map_err(io)?;
-    let source = Connection::open_with_flags(
-        from,
-        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )
-    .map_err(failed)?;
-    schema::configure(&source).map_err(failed)?;
-    let mut target = Connection::open(partial).map_err(failed)?;
-    step_through(&source, &mut target)?;
-    let (revision, _) = record::counters(&target).map_err(failed)?;
-    meta::set(&target, meta::BACKUP_OF, &revision.to_string())?;
-    settle(target, partial)?;
+    let revision = write(from, partial)?;
     reached("backup.copied");
+    let io = |error| PortError::io("cannot write the backup", error);
     // A link, unlike a rename, never replaces what has appeared under that name meanwhile.
     std::fs::hard_link(partial, to).map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => exists(),
         _ => io(error),
     })?;
     reached("backup.named");
-    if let Some(directory) = to.parent().filter(|path| !path.as_os_str().is_empty()) {
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(io)?;
-    }
+    sync_directory_of(to).map_err(io)?;
     Ok(revision)
+}
+
+/// Makes the file `to` a whole, durable copy of the store at `from`, marked as a backup. What was in it is gone.
+pub(super) fn write(from: &Path, to: &Path) -> Result<Revision, PortError> {
+    let failed = |error| from_sqlite("be backed up", error);
+    make_file(to).map_err(|error| PortError::io("cannot write the backup", error))?;
+    let source = Connection::open_with_flags(
+        from,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(failed)?;
+    schema::configure(&source).map_err(failed)?;
+    let mut target = Connection::open(to).map_err(failed)?;
+    step_through(&source, &mut target)?;
+    let (revision, _) = record::counters(&target).map_err(failed)?;
+    meta::set(&target, meta::BACKUP_OF, &revision.to_string())?;
+    settle(target, to)?;
+    Ok(revision)
+}
+
+/// Makes a name in the directory of `path` durable.
+pub(super) fn sync_directory_of(path: &Path) -> std::io::Result<()> {
+    match path.parent().filter(|path| !path.as_os_str().is_empty()) {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
 }
 
 /// An empty file that its owner alone can read, for SQLite to fill.

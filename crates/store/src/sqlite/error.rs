@@ -7,6 +7,9 @@ use warren_core::{ErrorClass, PortError};
 /// disk shows before the first page is written.
 const IOERR_SHMSIZE: i32 = ffi::SQLITE_IOERR | (19 << 8);
 
+/// The code of a failure over damage in the file.
+pub(super) const STORE_CORRUPT: &str = "store_corrupt";
+
 /// A failure while doing `what`.
 pub(super) fn from_sqlite(what: &str, error: rusqlite::Error) -> PortError {
     let (class, code, hint) = match error.sqlite_error() {
@@ -18,7 +21,7 @@ pub(super) fn from_sqlite(what: &str, error: rusqlite::Error) -> PortError {
             }
             ffi::ErrorCode::DatabaseCorrupt | ffi::ErrorCode::NotADatabase => (
                 ErrorClass::Bug,
-                "store_corrupt",
+                STORE_CORRUPT,
                 Some("the file's structure is damaged: restore a backup"),
             ),
             ffi::ErrorCode::SystemIoFailure => (ErrorClass::Retry, "store_io_error", None),
@@ -39,6 +42,11 @@ pub(super) fn from_sqlite(what: &str, error: rusqlite::Error) -> PortError {
         Some(hint) => failure.with_hint(hint),
         None => failure,
     }
+}
+
+/// Whether a page of the file could not be made sense of.
+pub(super) fn is_corrupt(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ffi::ErrorCode::DatabaseCorrupt)
 }
 
 fn disk_full() -> (ErrorClass, &'static str, Option<&'static str>) {

@@ -4,15 +4,18 @@
 //! side only queues and waits, both with a deadline.
 
 mod backup;
+mod changes;
 mod error;
 mod lock;
 mod meta;
+mod opening;
 mod readers;
 mod record;
 mod restore;
 mod salvage;
 mod schema;
 mod seen;
+mod upgrade;
 mod writer;
 
 use crate::DEFAULT_HISTORY;
@@ -21,13 +24,9 @@ use crate::rules::{KeyRange, check_limit, check_transaction};
 use crate::watch::{self, Source};
 use async_trait::async_trait;
 use error::{closed, from_sqlite};
-use lock::StoreLock;
-use readers::{Job, Jobs};
+use readers::Job;
 use record::Checked;
-use rusqlite::{Connection, OpenFlags};
-use seen::{Noting, Seen};
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
+use rusqlite::Connection;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -41,13 +40,12 @@ use warren_core::{InstallationId, PortError};
 use writer::{Pending, Request, Writer};
 
 pub use restore::restore;
-pub use schema::SCHEMA_VERSION;
+pub use upgrade::SCHEMA_VERSION;
 
 /// Requests that may wait for the writer.
 const WRITE_QUEUE: usize = 1024;
 /// Reads that may wait for a reader.
 const READ_QUEUE: usize = 256;
-const READERS: usize = 3;
 /// How long a request may wait for its place in a queue.
 const QUEUE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a queued request may wait for its answer.
@@ -139,14 +137,6 @@ struct Queues {
     reads: mpsc::Sender<Job>,
 }
 
-/// What the writer's thread found when it opened the file.
-struct Opened {
-    tail: Arc<Mutex<History>>,
-    committed: signal::Receiver<Revision>,
-    installation: Option<InstallationId>,
-    origin: Origin,
-}
-
 impl SqliteStore {
     /// Opens the store at `path`, making it where there is none (its directory must exist), brings its
     /// schema up to date and sets damaged records aside.
@@ -171,7 +161,7 @@ impl SqliteStore {
                 // Dropped last: whoever waits for it may open the store again at once.
                 let alive = alive;
                 let jobs = Arc::new(Mutex::new(read_jobs));
-                match start(&store_path, &options, &jobs, &alive) {
+                match opening::start(&store_path, &options, &jobs, &alive) {
                     Ok((lock, mut writer, opened)) => {
                         // Nobody may be there to take it; then the queues are closed already.
                         drop(answer.send(Ok(opened)));
@@ -398,135 +388,6 @@ async fn ask_reader<T: Send + 'static>(
     answered(done).await
 }
 
-/// On the writer's thread: opens everything and starts the readers.
-fn start(
-    path: &Path,
-    options: &OpenOptions,
-    jobs: &Jobs,
-    alive: &mpsc::Sender<Never>,
-) -> Result<(Arc<StoreLock>, Writer, Opened), PortError> {
-    let failed = |error| from_sqlite("be opened", error);
-    let lock = Arc::new(StoreLock::take(path)?);
-    // Made here for its mode, which SQLite gives to the log as well.
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| PortError::io("cannot open the store", error))?;
-    let connection = Connection::open_with_flags(
-        path,
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-    )
-    .map_err(failed)?;
-    // Before anything is written: a foreign or newer file stays as it is.
-    let (found, version) = schema::recognise(&connection)?;
-    schema::configure_writer(&connection)?;
-    schema::migrate(&connection, version)?;
-    let revision = salvage::set_aside(path, &connection)?;
-    connection
-        .execute(
-            "UPDATE counters SET revision = ?1 WHERE id = 0 AND revision < ?1",
-            [record::to_sql(revision)],
-        )
-        .map_err(failed)?;
-    let held: i64 = connection
-        .query_row("SELECT count(*) FROM changes", [], |row| row.get(0))
-        .map_err(failed)?;
-    let opened_installation = settle_installation(&connection, options)?;
-    let mut seen = Seen::open(path)?;
-    let origin = match (found, meta::get(&connection, meta::BACKUP_OF)?) {
-        (schema::Found::Empty, _) => Origin::New,
-        (schema::Found::Store, Some(_)) => Origin::Backup { revision },
-        (schema::Found::Store, None) => match seen.last() {
-            Some(seen) if seen > revision => Origin::Behind { revision, seen },
-            Some(_) | None => Origin::Existing,
-        },
-    };
-    if matches!(origin, Origin::New | Origin::Existing) {
-        seen.note(revision);
-    }
-    start_readers(path, jobs, &lock, alive)?;
-    // Never more than the file has, so that where history begins does not depend on who is asked.
-    let tail_changes = options.history.min(TAIL_CHANGES);
-    let tail = Arc::new(Mutex::new(History::new(revision, tail_changes, TAIL_BYTES)));
-    let (committed, committed_receiver) = signal::channel(revision);
-    let writer = Writer {
-        connection,
-        path: path.to_owned(),
-        tail: Arc::clone(&tail),
-        committed,
-        history: options.history as u64,
-        held: record::from_sql(held),
-        seen,
-        noting: match origin {
-            Origin::New | Origin::Existing => Noting::EachCommit,
-            Origin::Backup { .. } | Origin::Behind { .. } => Noting::NotYet,
-        },
-    };
-    let opened = Opened {
-        tail,
-        committed: committed_receiver,
-        installation: opened_installation,
-        origin,
-    };
-    Ok((lock, writer, opened))
-}
-
-fn settle_installation(
-    connection: &Connection,
-    options: &OpenOptions,
-) -> Result<Option<InstallationId>, PortError> {
-    match (
-        meta::get(connection, meta::INSTALLATION)?,
-        &options.installation,
-    ) {
-        (Some(stored), _) => stored.parse().map(Some).map_err(|error| {
-            PortError::bug(
-                "store_corrupt",
-                "the store's installation id is not readable",
-            )
-            .with_hint("restore a backup")
-            .with_source(error)
-        }),
-        (None, Some(given)) if options.unowned == Unowned::Adopt => {
-            meta::set(connection, meta::INSTALLATION, given.as_str())?;
-            Ok(Some(given.clone()))
-        }
-        (None, Some(_) | None) => Ok(None),
-    }
-}
-
-fn start_readers(
-    path: &Path,
-    jobs: &Jobs,
-    lock: &Arc<StoreLock>,
-    alive: &mpsc::Sender<Never>,
-) -> Result<(), PortError> {
-    for _ in 0..READERS {
-        let connection = Connection::open_with_flags(
-            path,
-            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )
-        .and_then(|connection| {
-            schema::configure(&connection)?;
-            Ok(connection)
-        })
-        .map_err(|error| from_sqlite("be opened", error))?;
-        let (jobs, lock, alive) = (Arc::clone(jobs), Arc::clone(lock), alive.clone());
-        std::thread::Builder::new()
-            .name("store-reader".to_owned())
-            .spawn(move || {
-                readers::serve(connection, &jobs);
-                drop(lock);
-                drop(alive);
-            })
-            .map_err(|error| PortError::io("cannot start a reader of the store", error))?;
-    }
-    Ok(())
-}
-
 #[async_trait]
 impl Store for SqliteStore {
     async fn get(&self, key: &str) -> Result<Option<Record>, PortError> {
@@ -622,7 +483,7 @@ impl Source for SqliteSource {
             Read::Gone { .. } => {
                 let prefix = prefix.to_owned();
                 ask_reader(&queues.reads, move |connection| {
-                    record::read_history(connection, &prefix, cursor)
+                    changes::read(connection, &prefix, cursor)
                         .map_err(|error| from_sqlite("be read", error))
                 })
                 .await

@@ -1,12 +1,11 @@
-//! Rows: their checksums, and the reads that readers and the writer share.
+//! Rows: their checksums, and the reads of records that readers and the writer share.
 
-use crate::history::{Cursor, READ_AT_ONCE, Read};
 use crate::rules::KeyRange;
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
-use warren_core::ports::store::{Change, Damaged, Page, Record, Revision};
+use warren_core::ports::store::{Damaged, Page, Record, Revision};
 
 /// The first 16 bytes of SHA-256: against disks, not against forgers.
 pub(super) type Checksum = [u8; 16];
@@ -51,7 +50,7 @@ pub(super) fn from_sql(revision: i64) -> Revision {
     Revision::try_from(revision).unwrap_or(0)
 }
 
-fn raw(value: ValueRef<'_>) -> Option<&[u8]> {
+pub(super) fn raw(value: ValueRef<'_>) -> Option<&[u8]> {
     match value {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes),
         ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => None,
@@ -170,106 +169,6 @@ pub(super) fn list(
         next,
         revision,
     }))
-}
-
-/// The changes under `prefix` among the next ones from `cursor` on.
-pub(super) fn read_history(
-    connection: &mut Connection,
-    prefix: &str,
-    cursor: Cursor,
-) -> Result<Read, rusqlite::Error> {
-    let snapshot = connection.transaction()?;
-    let (revision, compacted) = counters(&snapshot)?;
-    if cursor.revision <= compacted {
-        return Ok(Read::Gone {
-            oldest: compacted + 1,
-        });
-    }
-    let mut statement = snapshot.prepare_cached(
-        "SELECT revision, position, key, value, checksum FROM changes
-         WHERE (revision, position) >= (?1, ?2) ORDER BY revision, position LIMIT ?3",
-    )?;
-    let mut rows = statement.query(params![
-        to_sql(cursor.revision),
-        cursor.position,
-        READ_AT_ONCE as i64
-    ])?;
-    let mut changes = Vec::new();
-    let mut looked_at = 0;
-    let mut next = cursor;
-    while let Some(row) = rows.next()? {
-        looked_at += 1;
-        let Some((at, change)) = sight_change(row)? else {
-            // History with a hole in it is no history: whoever watches lists again.
-            return Ok(Read::Gone {
-                oldest: revision + 1,
-            });
-        };
-        next = Cursor {
-            position: at.position + 1,
-            ..at
-        };
-        let key = match &change {
-            Change::Put(record) => &record.key,
-            Change::Delete { key, .. } => key,
-            Change::Compacted { .. } => continue,
-        };
-        if key.starts_with(prefix) {
-            changes.push(change);
-        }
-    }
-    if looked_at < READ_AT_ONCE {
-        next = Cursor::start_of(revision + 1).max(cursor);
-    }
-    Ok(Read::Changes { changes, next })
-}
-
-fn sight_change(row: &Row<'_>) -> Result<Option<(Cursor, Change)>, rusqlite::Error> {
-    let (ValueRef::Integer(revision), ValueRef::Integer(position)) =
-        (row.get_ref(0)?, row.get_ref(1)?)
-    else {
-        return Ok(None);
-    };
-    let value = row.get_ref(3)?;
-    let (Ok(position), Some(key), Some(stored)) = (
-        u32::try_from(position),
-        raw(row.get_ref(2)?),
-        raw(row.get_ref(4)?),
-    ) else {
-        return Ok(None);
-    };
-    let value = match value {
-        ValueRef::Null => None,
-        other => match raw(other) {
-            Some(value) => Some(value),
-            None => return Ok(None),
-        },
-    };
-    if of_change(revision, position, key, value) != *stored {
-        return Ok(None);
-    }
-    let Ok(key) = std::str::from_utf8(key) else {
-        return Ok(None);
-    };
-    let at = Cursor {
-        revision: from_sql(revision),
-        position,
-    };
-    let key = key.to_owned();
-    Ok(Some((
-        at,
-        match value {
-            Some(value) => Change::Put(Record {
-                key,
-                value: Bytes::copy_from_slice(value),
-                revision: at.revision,
-            }),
-            None => Change::Delete {
-                key,
-                revision: at.revision,
-            },
-        },
-    )))
 }
 
 pub(super) fn damaged(connection: &Connection) -> Result<Vec<Damaged>, rusqlite::Error> {

@@ -5,14 +5,13 @@ use super::lock::StoreLock;
 use super::{backup, meta, record, schema};
 use rusqlite::{Connection, OpenFlags};
 use std::ffi::OsString;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use warren_core::PortError;
 use warren_core::ports::store::Revision;
 use warren_crashpoint::reached;
 
-/// What SQLite keeps beside a database (sqlite.org/wal.html).
-const BESIDE: [&str; 3] = ["", "-wal", "-shm"];
+/// A database and what SQLite keeps beside it (sqlite.org/tempfiles.html).
+pub(super) const BESIDE: [&str; 4] = ["", "-wal", "-shm", "-journal"];
 
 /// Puts a copy of the backup `from` where the store `to` is, and what was there into the existing directory
 /// `aside`, under its own names. What is restored is marked as a backup until it is accepted. Blocks. There is
@@ -30,7 +29,7 @@ pub fn restore(from: &Path, to: &Path, aside: &Path) -> Result<Revision, PortErr
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )
     .map_err(|error| from_sqlite("read the backup", error))?;
-    let (schema::Found::Store, _) = schema::recognise(&source)? else {
+    let (schema::Found::Store, _) = schema::recognise(&source, from)? else {
         return Err(PortError::invalid(
             "store_foreign",
             "this file is empty: there is nothing in it to restore",
@@ -58,21 +57,17 @@ pub fn restore(from: &Path, to: &Path, aside: &Path) -> Result<Revision, PortErr
     }
     std::fs::rename(&new, to).map_err(io)?;
     reached("restore.placed");
-    if let Some(directory) = to.parent() {
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(io)?;
-    }
+    backup::sync_directory_of(to).map_err(io)?;
     Ok(revision)
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
 }
 
-fn remove(path: &Path) -> std::io::Result<()> {
+pub(super) fn remove(path: &Path) -> std::io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),

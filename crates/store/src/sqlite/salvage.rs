@@ -1,8 +1,8 @@
 //! Finds damaged records and sets them aside, so that the rest serve. Runs on the writer's connection:
 //! over everything when a store is opened, and again when a read met a record that is not whole.
 
-use super::error::from_sqlite;
-use super::record::{Broken, Sighting, counters, from_sql, sight, to_sql};
+use super::error::{from_sqlite, is_corrupt};
+use super::record::{Broken, Sighting, counters, sight, to_sql};
 use super::schema;
 use rusqlite::{Connection, OpenFlags, params};
 use std::path::Path;
@@ -31,8 +31,7 @@ enum Tree {
 }
 
 /// Sets aside what is damaged in the store at `path`, of which `writer` is the connection that writes.
-/// Returns the newest revision that is mentioned anywhere, so that a lost counter cannot hand out a
-/// revision twice.
+/// Returns the newest revision that a record or the counter mentions.
 pub(super) fn set_aside(path: &Path, writer: &Connection) -> Result<Revision, PortError> {
     let failed = |error| from_sqlite("be checked", error);
     let newest = match scan(path).map_err(failed)? {
@@ -49,10 +48,7 @@ pub(super) fn set_aside(path: &Path, writer: &Connection) -> Result<Revision, Po
         }
     };
     let (counted, _) = counters(writer).map_err(failed)?;
-    let in_history: Option<i64> = writer
-        .query_row("SELECT max(revision) FROM changes", [], |row| row.get(0))
-        .map_err(failed)?;
-    Ok(newest.max(counted).max(in_history.map_or(0, from_sql)))
+    Ok(newest.max(counted))
 }
 
 const ALL: &str = "SELECT key, value, revision, checksum FROM records ORDER BY key";
@@ -113,10 +109,6 @@ fn scan_quickly(connection: &Connection) -> Result<Option<Revision>, rusqlite::E
             Sighting::Whole(_) | Sighting::Broken(_) => return Ok(None),
         }
     }
-}
-
-fn is_corrupt(error: &rusqlite::Error) -> bool {
-    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt)
 }
 
 /// Puts whole records into a new table: the old tree may be out of order, so nothing in it can be

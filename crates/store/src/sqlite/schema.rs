@@ -1,56 +1,14 @@
-//! The tables and how they came to be. Called once, when a store is opened, by its writer.
-//!
-//! A schema is never edited once released: a change is one more migration.
+//! What a store is known by, and how connections to one are set. How its tables came to be: `upgrade.rs`.
 
 use super::error::from_sqlite;
+use super::upgrade::{self, SCHEMA_VERSION};
 use rusqlite::Connection;
+use std::path::Path;
 use std::time::Duration;
 use warren_core::{ErrorClass, PortError};
 
 /// "WRRN": tells a store from any other SQLite file (sqlite.org/fileformat2.html, application id).
-const APPLICATION_ID: i32 = 0x5752_524e;
-
-/// The schema this binary writes.
-pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
-
-/// `MIGRATIONS[n]` leads from schema n to n + 1.
-///
-/// `records` has no rowid, so that there is one tree in which a flipped key can be out of order and no
-/// index that could disagree with its table. Checksums: see `record.rs`.
-const MIGRATIONS: [&str; 1] = ["
-CREATE TABLE records (
-    key      TEXT    NOT NULL PRIMARY KEY,
-    value    BLOB    NOT NULL,
-    revision INTEGER NOT NULL,
-    checksum BLOB    NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE changes (
-    revision INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    key      TEXT    NOT NULL,
-    value    BLOB,
-    checksum BLOB    NOT NULL,
-    PRIMARY KEY (revision, position)
-) WITHOUT ROWID;
-CREATE TABLE damaged (
-    id       INTEGER PRIMARY KEY,
-    key      TEXT    NOT NULL,
-    reason   TEXT    NOT NULL,
-    value    BLOB,
-    revision INTEGER,
-    checksum BLOB
-);
-CREATE TABLE counters (
-    id        INTEGER PRIMARY KEY CHECK (id = 0),
-    revision  INTEGER NOT NULL,
-    compacted INTEGER NOT NULL
-);
-INSERT INTO counters (id, revision, compacted) VALUES (0, 0, 0);
-CREATE TABLE meta (
-    key   TEXT NOT NULL PRIMARY KEY,
-    value TEXT NOT NULL
-) WITHOUT ROWID;
-"];
+pub(super) const APPLICATION_ID: i32 = 0x5752_524e;
 
 const BUSY: Duration = Duration::from_secs(5);
 
@@ -88,8 +46,8 @@ pub(super) enum Found {
     Store,
 }
 
-/// Refuses what is not ours or newer than we know; looks only.
-pub(super) fn recognise(connection: &Connection) -> Result<(Found, u32), PortError> {
+/// Refuses what is not ours or newer than we know; looks only. `connection` is one to the file `path`.
+pub(super) fn recognise(connection: &Connection, path: &Path) -> Result<(Found, u32), PortError> {
     let failed = |error| from_sqlite("be read", error);
     let number = |pragma: &str| -> Result<i64, PortError> {
         connection
@@ -116,31 +74,17 @@ pub(super) fn recognise(connection: &Connection) -> Result<(Found, u32), PortErr
                 "this store was written by a newer Warren (schema {version}); this one knows {SCHEMA_VERSION}"
             ),
         )
-        .with_hint("use the newer binary or restore a backup"));
+        .with_hint(match upgrade::newest_copy(path) {
+            Some(copy) => format!(
+                "use the newer binary or restore a backup, such as the one of before the upgrade: \
+                 `warren system restore {}`",
+                copy.display()
+            ),
+            None => "use the newer binary or restore a backup".to_owned(),
+        }));
     }
     Ok((
         Found::Store,
         u32::try_from(version).expect("checked to be within 1 and SCHEMA_VERSION"),
     ))
-}
-
-/// Brings schema `version` up to date, one transaction for each step.
-pub(super) fn migrate(connection: &Connection, version: u32) -> Result<(), PortError> {
-    for (from, migration) in (0u32..).zip(MIGRATIONS).skip(version as usize) {
-        let script = format!(
-            "BEGIN IMMEDIATE; {migration} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {}; COMMIT;",
-            from + 1
-        );
-        if let Err(error) = connection.execute_batch(&script) {
-            if !connection.is_autocommit() {
-                // What failed is reported; the connection is dropped right after.
-                drop(connection.execute_batch("ROLLBACK"));
-            }
-            return Err(from_sqlite(
-                &format!("be brought from schema {from} to {}", from + 1),
-                error,
-            ));
-        }
-    }
-    Ok(())
 }

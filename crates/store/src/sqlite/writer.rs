@@ -8,21 +8,28 @@
 //!        └────────────── answer each ◄── announce the revision ◄── extend the tail ◄──────────────┘
 //! ```
 
-use super::error::from_sqlite;
+use super::changes::Look;
+use super::error::{STORE_CORRUPT, from_sqlite};
+use super::opening;
 use super::record::{counters, of_change, of_record, to_sql};
 use super::salvage;
+use super::schema;
 use super::seen::{Noting, Seen};
 use crate::history::History;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use warren_core::PortError;
 use warren_core::ports::store::{Change, Commit, Guard, Record, Revision, Transaction, Write};
 
 /// The most transactions that share one wait for the disk.
 const BATCH: usize = 256;
+
+/// How long after the store was looked over it may be again.
+const MEND_AGAIN: Duration = Duration::from_secs(60);
 
 /// What the thread is asked for.
 pub(super) enum Request {
@@ -50,6 +57,8 @@ pub(super) struct Writer {
     /// The last commit, beside the store.
     pub(super) seen: Seen,
     pub(super) noting: Noting,
+    /// When the store was looked over last because a write had met damage.
+    pub(super) mended: Option<Instant>,
 }
 
 /// A batch that is durable.
@@ -97,7 +106,13 @@ impl Writer {
     }
 
     fn commit(&mut self, mut batch: Vec<Pending>) {
-        match self.apply_all(&batch) {
+        let applied = match self.apply_all(&batch) {
+            Err(error) if error.code == STORE_CORRUPT && self.may_mend() => {
+                self.mend(error).and_then(|()| self.apply_all(&batch))
+            }
+            applied => applied,
+        };
+        match applied {
             Ok(applied) => {
                 self.announce(applied.commits);
                 self.held = applied.held;
@@ -198,10 +213,10 @@ impl Writer {
             self.connection.prepare_cached("RELEASE one")?.execute([])?;
         }
         if !applied.commits.is_empty() {
-            self.connection
-                .prepare_cached("UPDATE counters SET revision = ?1 WHERE id = 0")?
-                .execute([to_sql(revision)])?;
             applied.held = self.trim(applied.held)?;
+            self.connection
+                .prepare_cached("UPDATE counters SET revision = ?1, held = ?2 WHERE id = 0")?
+                .execute([to_sql(revision), to_sql(applied.held)])?;
         }
         Ok(applied)
     }
@@ -271,7 +286,7 @@ impl Writer {
     }
 
     /// Drops the oldest history, whole commits at a time, and only once a tenth too much is held.
-    /// Returns what is held then.
+    /// Returns what is held then, or a little more than that: a count that a flipped bit has changed comes right by it.
     fn trim(&self, held: u64) -> Result<u64, rusqlite::Error> {
         if held <= self.history.saturating_add(self.history / 10) {
             return Ok(held);
@@ -285,17 +300,32 @@ impl Writer {
                 row.get(0)
             })
             .optional()?;
-        let Some(newest_gone) = newest_gone else {
-            return Ok(held);
-        };
-        let gone = self
-            .connection
-            .prepare_cached("DELETE FROM changes WHERE revision <= ?1")?
-            .execute([newest_gone])?;
-        self.connection
-            .prepare_cached("UPDATE counters SET compacted = ?1 WHERE id = 0")?
-            .execute([newest_gone])?;
-        Ok(held - (gone as u64).min(held))
+        if let Some(newest_gone) = newest_gone {
+            self.connection
+                .prepare_cached("DELETE FROM changes WHERE revision <= ?1")?
+                .execute([newest_gone])?;
+            self.connection
+                .prepare_cached("UPDATE counters SET compacted = ?1 WHERE id = 0")?
+                .execute([newest_gone])?;
+        }
+        Ok(self.history)
+    }
+
+    /// Where it did not help, not every commit waits for it.
+    fn may_mend(&self) -> bool {
+        self.mended.is_none_or(|last| last.elapsed() > MEND_AGAIN)
+    }
+
+    /// After a write met a page that cannot be read: the connection that did is of no use any more, and what the page
+    /// belongs to is put aside.
+    fn mend(&mut self, met: PortError) -> Result<(), PortError> {
+        self.mended = Some(Instant::now());
+        tracing::error!(error = %met, cause = ?met.source, "the store is damaged: looking it over");
+        self.connection = opening::connect(&self.path)?;
+        schema::configure_writer(&self.connection)?;
+        let (_, held) = opening::look_over(&self.path, &self.connection, Look::Whole)?;
+        self.held = held;
+        Ok(())
     }
 
     /// After a read met a damaged record.

@@ -5,6 +5,7 @@
 //! <data>/installation      4 characters, made once
 //! <data>/lock              held by the running server
 //! <data>/store.db          intent (SQLite); store.db.seen: the last commit that was made here
+//! <data>/store.db.schema-N as it was before an upgrade from schema N: what an older Warren can be given
 //! <data>/uptime            seconds that servers have run here: the monotonic clock of leases
 //! <data>/instances/<h>/    one directory per instance: record, disk, logs, sockets
 //! <data>/images/           blobs, disks and records of images

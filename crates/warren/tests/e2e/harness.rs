@@ -165,6 +165,8 @@ pub(crate) enum Build {
     Chosen,
     /// The one of this test's own profile, which has crash points.
     WithCrashPoints,
+    /// The one of an older release, where `WARREN_OLDER` names it; else the one under test.
+    Older,
 }
 
 impl Build {
@@ -172,6 +174,7 @@ impl Build {
         match self {
             Build::Chosen => warren_bin(),
             Build::WithCrashPoints => PathBuf::from(env!("CARGO_BIN_EXE_warren")),
+            Build::Older => std::env::var_os("WARREN_OLDER").map_or_else(warren_bin, PathBuf::from),
         }
     }
 }
@@ -346,6 +349,11 @@ impl Server {
 
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Which build of the program is started from now on.
+    pub(crate) fn becomes(&mut self, build: Build) {
+        self.build = build;
     }
 
     /// kill -9.

@@ -13,9 +13,11 @@ mod full;
 mod hanging;
 mod harness;
 mod losing;
+
 mod scenarios;
 mod stalling;
 mod surviving;
 mod telling;
 mod terminal;
 mod traces;
+mod upgrading;

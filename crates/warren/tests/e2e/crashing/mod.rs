@@ -36,8 +36,9 @@ fn kill_everywhere(
     for operation in operations {
         let mut cases = Vec::new();
         for (name, times) in stage.trace(*operation) {
-            // A first create differs from any other in a few places only.
-            let known = *operation == Operation::CreateFirst && progress.was_hit(&name);
+            // A first create differs from any other in a few places only, and so does an upgrade from any start.
+            let differs_little = matches!(operation, Operation::CreateFirst | Operation::Upgrade);
+            let known = differs_little && progress.was_hit(&name);
             if !known && wanted(&name) {
                 let time = |time| Case::new(mode, *operation, &name, time);
                 cases.extend((1..=progress.times(times)).map(time));

@@ -42,6 +42,8 @@ pub(super) enum Operation {
     Install,
     /// A backup is put in the record's place.
     Restore,
+    /// The server is started on the record of an older one.
+    Upgrade,
 }
 
 impl Operation {
@@ -49,7 +51,7 @@ impl Operation {
     pub(super) fn of(mode: Mode) -> &'static [Operation] {
         use Operation::{
             Adopt, Backup, Commit, Create, CreateFirst, Delete, DeleteStopped, Install, Pause,
-            Recover, Restart, Restore, Resume, Start, StartInVain, Stop, Sweep, Update,
+            Recover, Restart, Restore, Resume, Start, StartInVain, Stop, Sweep, Update, Upgrade,
         };
         match mode {
             Mode::Bridge => &[
@@ -68,6 +70,7 @@ impl Operation {
                 Recover,
                 Restore,
                 Install,
+                Upgrade,
             ],
             Mode::User => &[
                 Create,
@@ -101,6 +104,7 @@ impl Operation {
             | Operation::Backup
             | Operation::Recover
             | Operation::Restore
+            | Operation::Upgrade
             | Operation::Adopt => State::Running,
             Operation::Resume => State::Paused,
         }
@@ -119,6 +123,7 @@ impl Operation {
             | Operation::Backup
             | Operation::Recover
             | Operation::Restore
+            | Operation::Upgrade
             | Operation::Adopt => State::Running,
             Operation::Stop | Operation::StartInVain => State::Stopped,
             Operation::Pause => State::Paused,
@@ -133,7 +138,7 @@ impl Operation {
     pub(super) fn is_a_start(self) -> bool {
         matches!(
             self,
-            Operation::Adopt | Operation::Sweep | Operation::Install
+            Operation::Adopt | Operation::Sweep | Operation::Install | Operation::Upgrade
         )
     }
 
@@ -168,7 +173,11 @@ impl Operation {
             Operation::Backup => ask("POST", "/system/backup", None),
             Operation::Recover => ask("POST", "/system/recover", None),
             // Not asked of a server.
-            Operation::Adopt | Operation::Sweep | Operation::Install | Operation::Restore => {}
+            Operation::Adopt
+            | Operation::Sweep
+            | Operation::Install
+            | Operation::Restore
+            | Operation::Upgrade => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::operation::{Operation, State};
 use crate::harness::{Build, Mode, Server, eventually, free_port};
+use crate::upgrading::turn_back;
 use rusqlite::{Connection, OpenFlags};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
@@ -323,6 +324,10 @@ impl Stage {
                 let notes = self.notes();
                 restore.env("WARREN_CRASH_TRACE", &notes);
                 let _ = restore.envs(environment.iter().copied()).output().unwrap();
+            }
+            Operation::Upgrade => {
+                turn_back(self.server.data());
+                self.spawn(environment);
             }
             start if start.is_a_start() => self.spawn(environment),
             asked => asked.ask(self),
