@@ -16,7 +16,7 @@ use warren_core::ports::hypervisor::{Disk, DiskAccess, MachineConfig, ProcessIde
 use warren_core::ports::network::Attachment;
 use warren_core::ports::{Hypervisor, InstanceHome};
 use warren_core::{ErrorClass, PortError, Timestamp};
-use warren_crashpoint::reached;
+use warren_crashpoint::{Times, reached, times};
 
 /// Between the VMM's start and the agent's first word: an emulated guest on a busy host is slow.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(120);
@@ -87,7 +87,42 @@ impl StepScope<'_> {
         at(step, "begun");
         let effect = self.effect_of(step).await?;
         at(step, "done");
-        Ok(effect)
+        match times() {
+            Times::Once => Ok(effect),
+            Times::Twice => self.carry_out_again(step, effect).await,
+        }
+    }
+
+    /// As after a death right behind the step, for tests: what was done is found, and nothing is done a second time.
+    async fn carry_out_again(&self, step: Step, first: Effect) -> Result<Effect, PortError> {
+        let again = match step {
+            Step::StartVmm => match self.effect_of(step).await {
+                Err(error) if error.code == "vmm_running" => Ok(first),
+                Ok(_) => Err(PortError::bug("vmm_twice", "a machine was started twice")),
+                Err(error) => Err(error),
+            },
+            Step::RecordIntent
+            | Step::EnsureImage
+            | Step::EnsureDisk
+            | Step::EnsureNetwork
+            | Step::AttachGuest
+            | Step::BootGuest
+            | Step::Pause
+            | Step::Resume
+            | Step::ShutDownGuest
+            | Step::RecordExit
+            | Step::DestroyVmm
+            | Step::ReleaseNetwork
+            | Step::RemoveDisk
+            | Step::RemoveDirectory => {
+                // A guest has one host at a time: whoever attaches again has lost the session before.
+                drop(first);
+                self.effect_of(step).await
+            }
+        };
+        let outcome = again.as_ref().map_or_else(|error| error.code, |_| "done");
+        tracing::info!(instance = %self.intent.id, ?step, outcome, "carried out twice");
+        again
     }
 
     async fn effect_of(&self, step: Step) -> Result<Effect, PortError> {

@@ -8,8 +8,9 @@
 //! | `WARREN_CRASH_AT=NAME` or `NAME#N` | the process gets SIGKILL when it comes to `NAME` for the first (the `N`th) time |
 //! | `WARREN_CRASH_ORDERS=FILE` | the same, as the file says at the moment; counted from when it began to say so |
 //! | `WARREN_CRASH_TRACE=FILE` | every name reached is appended to `FILE`, a line each |
+//! | `WARREN_CRASH_REPEAT=1` | every step is carried out a second time once it is done, as after a death right behind it |
 //!
-//! In a release build [`reached`] is nothing. Names are `operation.step`, in the code as literals: the crash test finds
+//! In a release build [`reached`] is nothing, and nothing is repeated. Names are `operation.step`, in the code as literals: the crash test finds
 //! them all by reading the sources, so that a new one cannot be forgotten. Must never: do anything but die or write a
 //! name down.
 
@@ -19,6 +20,36 @@ pub const CRASH_AT: &str = "WARREN_CRASH_AT";
 pub const CRASH_ORDERS: &str = "WARREN_CRASH_ORDERS";
 /// The variable that names the file to which every place reached is appended.
 pub const CRASH_TRACE: &str = "WARREN_CRASH_TRACE";
+
+/// The variable that makes every step be carried out twice.
+pub const CRASH_REPEAT: &str = "WARREN_CRASH_REPEAT";
+
+/// How often a step is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    /// As it should be.
+    Once,
+    /// As a test asks.
+    Twice,
+}
+
+/// How often each step is to be carried out.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn times() -> Times {
+    Times::Once
+}
+
+/// How often each step is to be carried out.
+#[cfg(debug_assertions)]
+pub fn times() -> Times {
+    use std::sync::LazyLock;
+    static TIMES: LazyLock<Times> = LazyLock::new(|| match std::env::var_os(CRASH_REPEAT) {
+        Some(_) => Times::Twice,
+        None => Times::Once,
+    });
+    *TIMES
+}
 
 /// Tells that the process has come to the place `name`.
 #[cfg(not(debug_assertions))]

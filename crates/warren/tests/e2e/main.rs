@@ -13,6 +13,7 @@ mod full;
 mod hanging;
 mod harness;
 mod losing;
+mod repeating;
 
 mod scenarios;
 mod stalling;
