@@ -14,7 +14,6 @@ mod hanging;
 mod harness;
 mod losing;
 mod repeating;
-
 mod scenarios;
 mod stalling;
 mod surviving;
