@@ -30,7 +30,7 @@ use warren_core::ports::host_link::{
 };
 use warren_core::ports::hypervisor::{HypervisorKind, HypervisorReport};
 use warren_core::ports::network::AttachmentSpec;
-use warren_core::ports::{BoxStream, HostLink, Hypervisor, InstanceHome};
+use warren_core::ports::{BoxStream, GuestFiles, HostLink, Hypervisor, InstanceHome};
 use warren_core::state::InstanceState;
 use warren_core::storage::HostStorage;
 use warren_core::{InstanceId, MemoryMib, PortError, Timestamp};
@@ -188,7 +188,7 @@ impl Agent {
         })
     }
 
-    async fn session(&self, id: &InstanceId) -> Result<Arc<GuestSession>, PortError> {
+    pub(crate) async fn session(&self, id: &InstanceId) -> Result<Arc<GuestSession>, PortError> {
         let shared = self.shared(id)?;
         let mut session = shared.session.subscribe();
         let found = tokio::time::timeout(SESSION_PATIENCE, session.wait_for(Option::is_some)).await;
@@ -447,6 +447,10 @@ impl HostLink for AgentLink {
 
     fn images(&self) -> &dyn HostImages {
         &self.0.images
+    }
+
+    fn files(&self) -> &dyn GuestFiles {
+        self
     }
 
     fn upkeep(&self) -> &dyn HostUpkeep {

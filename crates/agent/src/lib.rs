@@ -14,6 +14,7 @@ mod commit;
 mod console;
 mod context;
 mod evidence;
+mod files;
 mod guest_session;
 mod images;
 mod inventory;

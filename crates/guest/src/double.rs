@@ -12,10 +12,12 @@
 //! | `sleep …`, and any other workload | runs until signalled |
 //! | anything else in an exec | exits with 127 |
 //!
+//! Its files are real ones in a directory of its own, owned by whoever runs it.
+//!
 //! The fake hypervisor and tests use it; nothing in a real VM does.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +25,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::client::unix_nanos_now;
+use crate::files::{self, Files};
+use crate::protocol::files::FileFault;
 use crate::protocol::{
     AttachKey, BootConfig, ExecInput, ExecRequest, ExitReport, ExitStatus, GuestStats,
     OutputStream, ReadyReport,
@@ -91,6 +95,8 @@ struct DoubleMachine {
     power: watch::Sender<Power>,
     time: Mutex<u64>,
     stillness: watch::Sender<Stillness>,
+    /// Made when somebody asks for a file, and gone with the double.
+    disk: OnceLock<Result<(tempfile::TempDir, Arc<Files>), String>>,
 }
 
 /// Whether the made-up machine is on.
@@ -115,6 +121,7 @@ impl Double {
                 power: watch::Sender::new(Power::On),
                 time: Mutex::new(0),
                 stillness: watch::Sender::new(Stillness::Moving),
+                disk: OnceLock::new(),
             }),
         }
     }
@@ -399,6 +406,24 @@ impl Machine for DoubleMachine {
         let freeze = move || turn(&freeze, Stillness::Frozen);
         let thaw = move || turn(&thaw, Stillness::Moving);
         serve::hold(deadline, freeze, thaw).await
+    }
+
+    fn files(&self) -> Result<Arc<Files>, files::Failure> {
+        let made = self.disk.get_or_init(|| {
+            let directory = tempfile::Builder::new().prefix("warren-double-").tempdir();
+            let made = directory.and_then(|directory| {
+                let files = Files::within(directory.path())?;
+                Ok((directory, Arc::new(files)))
+            });
+            made.map_err(|error| error.to_string())
+        });
+        match made {
+            Ok((_, files)) => Ok(Arc::clone(files)),
+            Err(message) => Err(files::Failure {
+                fault: FileFault::Failed,
+                message: message.clone(),
+            }),
+        }
     }
 
     async fn connect(&self, address: IpAddr, port: u16) -> std::io::Result<tokio::net::TcpStream> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The crates of the workspace, and which of them each may depend on.
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("core", &[]),
     ("crashpoint", &[]),
     ("api", &["core"]),
@@ -17,7 +17,8 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ("hypervisor", &["core", "helper", "crashpoint"]),
     ("network", &["core", "helper", "crashpoint"]),
     ("helper", &["crashpoint"]),
-    ("guest", &[]),
+    ("tree", &[]),
+    ("guest", &["tree"]),
     ("agent", &["core", "api", "guest", "crashpoint"]),
     ("control", &["core", "api", "crashpoint"]),
     (
@@ -31,6 +32,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
             "hypervisor",
             "network",
             "helper",
+            "tree",
             "guest",
             "agent",
             "control",

@@ -6,6 +6,7 @@ mod bundle;
 mod commits;
 mod create;
 mod error;
+mod files;
 mod follow;
 mod host;
 mod idempotency;

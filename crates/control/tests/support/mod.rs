@@ -5,6 +5,7 @@
 //! - `["hang"]`: stays Initializing;
 //! - anything else: runs until it is stopped.
 
+mod files;
 mod registry;
 
 use async_trait::async_trait;
@@ -31,7 +32,7 @@ use warren_core::ports::hypervisor::{
 };
 use warren_core::ports::images::{PruneRequest, PullRequest, PushRequest, Pushed};
 use warren_core::ports::network::AttachmentSpec;
-use warren_core::ports::{BoxStream, Clock, ImageOutlet, Registry};
+use warren_core::ports::{BoxStream, Clock, GuestFiles, ImageOutlet, Registry};
 use warren_core::state::InstanceState;
 use warren_core::storage::{
     HostStorage, ImagePart, ImageUsage, ImagesUsage, InstanceStorage, PartCheck, PartState,
@@ -45,6 +46,7 @@ pub(crate) struct Host {
     statuses: Mutex<BTreeMap<InstanceId, InstanceStatus>>,
     changes: broadcast::Sender<InstanceStatus>,
     images: Mutex<Vec<ImageRecord>>,
+    pub(crate) tree: Mutex<files::Tree>,
     pub(crate) taken_ports: Mutex<BTreeSet<u16>>,
     pub(crate) logs: Mutex<Vec<LogLine>>,
     pub(crate) applied: Mutex<usize>,
@@ -103,6 +105,7 @@ impl Host {
                 image("img-nginx", "docker.io/library/nginx:1.27"),
                 image("busybox", "localhost:5000/team/busybox:latest"),
             ]),
+            tree: Mutex::new(files::beginning()),
             taken_ports: Mutex::default(),
             logs: Mutex::new(
                 (1..=10)
@@ -414,6 +417,10 @@ impl HostLink for Host {
     }
 
     fn images(&self) -> &dyn HostImages {
+        self
+    }
+
+    fn files(&self) -> &dyn GuestFiles {
         self
     }
 

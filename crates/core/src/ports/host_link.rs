@@ -4,6 +4,7 @@
 
 use super::BoxStream;
 use super::commits::CommitRequest;
+use super::guest_files::GuestFiles;
 use super::images::{LoadRequest, PruneRequest, PullRequest, PushRequest, Pushed};
 use super::outlet::ImageOutlet;
 use super::registry::Registry;
@@ -226,6 +227,8 @@ pub trait HostLink: Send + Sync {
     async fn storage(&self, in_use: &[String]) -> Result<HostStorage, PortError>;
     /// The image side of the host.
     fn images(&self) -> &dyn HostImages;
+    /// The files of its guests.
+    fn files(&self) -> &dyn GuestFiles;
     /// What is on the host, and what it remembers.
     fn upkeep(&self) -> &dyn HostUpkeep;
 }

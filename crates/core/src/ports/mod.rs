@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod commits;
+pub mod guest_files;
 pub mod host_link;
 pub mod hypervisor;
 pub mod images;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 
 pub use clock::Clock;
 pub use commits::Commits;
+pub use guest_files::GuestFiles;
 pub use host_link::HostLink;
 pub use hypervisor::Hypervisor;
 pub use images::Images;

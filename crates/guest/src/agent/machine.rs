@@ -15,6 +15,8 @@ use super::process::{self, Connection, Control, Input, Launch, Pipe, Process};
 use super::reaper::Reaper;
 use super::users::{self, User};
 use super::{capture, command, console, etc, freeze, mounts, network, stats, system};
+use crate::files::{self, Files};
+use crate::protocol::files::FileFault;
 use crate::protocol::{
     BootConfig, ExecInput, ExecRequest, ExitReport, GuestStats, OutputStream, ReadyReport,
     StdinMode, WorkloadConfig,
@@ -382,6 +384,20 @@ impl Machine for AgentMachine {
             Some(directory) => freeze::freeze(directory, deadline).await,
             None => Err("it has no writable disk".to_owned()),
         }
+    }
+
+    fn files(&self) -> Result<Arc<Files>, files::Failure> {
+        let failed = |message: String| files::Failure {
+            fault: FileFault::Failed,
+            message,
+        };
+        if self.status.get().ready.is_none() {
+            return Err(failed("the instance is not ready yet".to_owned()));
+        }
+        // The agent has moved into the workload's root: it can name nothing else.
+        Files::within(Path::new("/"))
+            .map(Arc::new)
+            .map_err(|error| failed(format!("its root: {error}")))
     }
 
     async fn connect(&self, address: IpAddr, port: u16) -> io::Result<tokio::net::TcpStream> {

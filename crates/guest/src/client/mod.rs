@@ -22,10 +22,12 @@
 
 mod attach;
 mod exec;
+mod files;
 mod freeze;
 mod logs;
 
 pub use exec::{ExecHandle, ExecReader, ExecWriter};
+pub use files::{FileError, FileList, FileReader, FileWriter};
 pub use freeze::FrozenDisk;
 pub use logs::LogReader;
 
@@ -38,6 +40,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::protocol::files::FILE_SILENCE;
 use crate::protocol::message::{CONTROL_EVENT_LIMIT, DATA_FRAME_LIMIT};
 use crate::protocol::mux::{self, MuxStream, Opener, SessionOver};
 use crate::protocol::{
@@ -195,6 +198,8 @@ impl Drop for Session {
 #[derive(Debug, Clone)]
 pub struct GuestClient {
     session: Arc<Session>,
+    /// For how long a guest may say nothing while it is busy with files.
+    file_silence: Duration,
 }
 
 impl GuestClient {
@@ -278,6 +283,7 @@ impl GuestClient {
         Ok((
             Self {
                 session: Arc::new(session),
+                file_silence: FILE_SILENCE,
             },
             GuestEvents { receiver },
         ))

@@ -25,6 +25,8 @@ pub enum FrameKind {
     Stderr = 3,
     /// One log record, see [`crate::protocol::LogRecord`].
     Log = 4,
+    /// Bytes of a file.
+    File = 5,
 }
 
 impl FrameKind {
@@ -35,6 +37,7 @@ impl FrameKind {
             Self::Stdout,
             Self::Stderr,
             Self::Log,
+            Self::File,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -55,9 +58,11 @@ impl Frame {
     pub fn message<T: DeserializeOwned>(&self) -> Result<T, FrameError> {
         match self.kind {
             FrameKind::Message => Ok(serde_json::from_slice(&self.payload)?),
-            kind @ (FrameKind::Stdin | FrameKind::Stdout | FrameKind::Stderr | FrameKind::Log) => {
-                Err(FrameError::Unexpected { kind })
-            }
+            kind @ (FrameKind::Stdin
+            | FrameKind::Stdout
+            | FrameKind::Stderr
+            | FrameKind::Log
+            | FrameKind::File) => Err(FrameError::Unexpected { kind }),
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | logs | nothing | [`LogEntry`] |
 //! | connect | raw bytes after the reply | [`OpenReply`], then raw bytes |
 //! | freeze | [`super::FreezeRequest`] | [`super::FreezeReply`] |
+//! | files | data, [`super::files::FileInput`] | data, [`super::FileReply`] |
 
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,10 @@ pub const CONTROL_EVENT_LIMIT: usize = 64 * 1024;
 pub const DATA_LIMIT: usize = 64 * 1024;
 /// Longest frame on a data stream: a full piece with its headers.
 pub const DATA_FRAME_LIMIT: usize = DATA_LIMIT + 64;
+
+/// Longest frame on a files stream: [`super::files::LISTED_TOGETHER`] paths and link targets of the longest kind, each byte
+/// escaped.
+pub const LIST_FRAME_LIMIT: usize = 8 << 20;
 
 /// The first frame of each stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +59,8 @@ pub enum Open {
         /// Go on after so long, whatever happens; never longer than [`super::FREEZE_LIMIT`].
         deadline_millis: u64,
     },
+    /// Something with files. Agents that are older than this end the stream without an answer.
+    Files(super::FileRequest),
 }
 
 /// The guest's answer to [`Open::Connect`].
@@ -154,7 +161,7 @@ impl ExecInput {
                 InputMessage::Resize { rows, cols } => ExecInput::Resize(Terminal { rows, cols }),
                 InputMessage::Signal { signal } => ExecInput::Signal(signal),
             }),
-            kind @ (FrameKind::Stdout | FrameKind::Stderr | FrameKind::Log) => {
+            kind @ (FrameKind::Stdout | FrameKind::Stderr | FrameKind::Log | FrameKind::File) => {
                 Err(FrameError::Unexpected { kind })
             }
         }
@@ -179,7 +186,9 @@ impl ExecOutput {
             FrameKind::Stdout => Ok(ExecOutput::Stdout(frame.payload)),
             FrameKind::Stderr => Ok(ExecOutput::Stderr(frame.payload)),
             FrameKind::Message => Ok(ExecOutput::Exited(frame.message()?)),
-            kind @ (FrameKind::Stdin | FrameKind::Log) => Err(FrameError::Unexpected { kind }),
+            kind @ (FrameKind::Stdin | FrameKind::Log | FrameKind::File) => {
+                Err(FrameError::Unexpected { kind })
+            }
         }
     }
 }
@@ -475,7 +484,7 @@ impl LogEntry {
                 LogMessage::Gap { from, to } => LogEntry::Gap { from, to },
                 LogMessage::End { last } => LogEntry::End { last },
             }),
-            kind @ (FrameKind::Stdin | FrameKind::Stdout | FrameKind::Stderr) => {
+            kind @ (FrameKind::Stdin | FrameKind::Stdout | FrameKind::Stderr | FrameKind::File) => {
                 Err(FrameError::Unexpected { kind })
             }
         }

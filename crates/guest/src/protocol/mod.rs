@@ -14,6 +14,7 @@
 
 pub mod attach;
 pub mod boot;
+pub mod files;
 pub mod frame;
 pub mod freeze;
 pub mod message;
@@ -21,6 +22,7 @@ pub mod mux;
 
 pub use attach::{AttachKey, AttachScanner, Nonce};
 pub use boot::{BootConfig, HostEntry, MountConfig, NetworkConfig, StdinMode, WorkloadConfig};
+pub use files::{FileReply, FileRequest};
 pub use frame::{Frame, FrameError, FrameKind, FrameReader, FrameWriter};
 pub use freeze::{FREEZE_LIMIT, FreezeReply, FreezeRequest};
 pub use message::{

@@ -4,6 +4,7 @@
 //! It owns what must outlive a session: how far the boot has come ([`Status`]) and the workload's
 //! output ([`LogStore`]). Sessions come and go; the workload notices nothing.
 
+mod files;
 mod hold;
 mod link;
 mod logs;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::files::{self as file_access, Files};
 use crate::protocol::mux::MuxStream;
 use crate::protocol::{
     BootConfig, ExecInput, ExecRequest, ExitReport, FrameError, FrameKind, FrameWriter, GuestStats,
@@ -28,6 +30,9 @@ use crate::protocol::{
 
 /// Commands that run beside the workload at most, at a time.
 pub const EXEC_LIMIT: usize = 256;
+
+/// Operations on files at most, at a time; more of them wait for their turn.
+pub const FILES_LIMIT: usize = 32;
 
 /// What the channel controls. Methods that start something return at once; what becomes of it shows
 /// in the [`StatusCell`] and the [`LogStore`] that the implementation shares with [`serve`].
@@ -59,6 +64,8 @@ pub trait Machine: Send + Sync + 'static {
         &self,
         deadline: std::time::Duration,
     ) -> impl Future<Output = Result<Hold, String>> + Send;
+    /// The files of the workload's root.
+    fn files(&self) -> Result<Arc<Files>, file_access::Failure>;
     /// Connects to an address as seen from inside the guest.
     fn connect(
         &self,

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::link::{HangUp, Link};
-use super::{EXEC_LIMIT, ExecIo, HostPresence, LogStore, Machine, Status, StatusCell};
+use super::{EXEC_LIMIT, ExecIo, FILES_LIMIT, HostPresence, LogStore, Machine, Status, StatusCell};
 use crate::protocol::message::{CONTROL_REQUEST_LIMIT, DATA_FRAME_LIMIT, OPEN_LIMIT};
 use crate::protocol::mux::{self, MuxStream};
 use crate::protocol::{
@@ -19,8 +19,8 @@ use crate::protocol::{
     PROTOCOL_VERSION,
 };
 
-type Reader = FrameReader<ReadHalf<MuxStream>>;
-type Writer = FrameWriter<WriteHalf<MuxStream>>;
+pub(super) type Reader = FrameReader<ReadHalf<MuxStream>>;
+pub(super) type Writer = FrameWriter<WriteHalf<MuxStream>>;
 
 /// What every session needs.
 struct Guest<M> {
@@ -28,6 +28,7 @@ struct Guest<M> {
     status: Arc<StatusCell>,
     logs: Arc<LogStore>,
     execs: Arc<Semaphore>,
+    file_turns: Arc<Semaphore>,
 }
 
 impl<M> Clone for Guest<M> {
@@ -37,6 +38,7 @@ impl<M> Clone for Guest<M> {
             status: Arc::clone(&self.status),
             logs: Arc::clone(&self.logs),
             execs: Arc::clone(&self.execs),
+            file_turns: Arc::clone(&self.file_turns),
         }
     }
 }
@@ -58,6 +60,7 @@ where
         status,
         logs,
         execs: Arc::new(Semaphore::new(EXEC_LIMIT)),
+        file_turns: Arc::new(Semaphore::new(FILES_LIMIT)),
     };
     let mut link = Link::new(io, key);
     while let Some(session) = link.attach().await? {
@@ -102,6 +105,11 @@ impl<M: Machine> Guest<M> {
             Open::Logs { from } => self.logs(from, reader, writer).await,
             Open::Connect { address, port } => self.connect(address, port, reader, writer).await,
             Open::Freeze { deadline_millis } => self.freeze(deadline_millis, reader, writer).await,
+            Open::Files(request) => {
+                reader.set_limit(DATA_FRAME_LIMIT);
+                let files = self.machine.files();
+                super::files::serve(files, self.file_turns, request, reader, writer).await
+            }
         };
     }
 
