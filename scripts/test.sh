@@ -36,7 +36,7 @@ cmd_test() {
     : >"$WARREN_SKIP_FILE"
     : >"$TEST_OUT/results"
     # Tests start servers and guests of their own; what the caller has set up for another one must not leak in.
-    unset WARREN_SERVER DATA_DIR PORT JWT_SECRET
+    unset WARREN_SERVER DATA_DIR PORT CONTAINER_SERVICE_PORT SERVICE_NAME JWT_SECRET
 
     [[ " ${chosen[*]} " != *' clippy '*' test '* ]] || LINT_WHILE_COMPILING=yes
     # What is compiled once and thrown away needs no note of how to compile it faster the next time.
@@ -238,4 +238,20 @@ ensure_schemathesis() {
         }
     fi
     printf '%s\n' "$venv/bin/schemathesis"
+}
+
+# ensure_grpc_client: prints the path of a Python that has a gRPC client with reflection, kept in the cache. For suites.
+ensure_grpc_client() {
+    local venv
+    venv=$(tools_dir)/grpc-client
+    if ! "$venv/bin/python" -c 'import grpc_reflection' 2>/dev/null; then
+        rm -rf "$venv"
+        mkdir -p "$(tools_dir)"
+        { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check \
+            grpcio==1.85.1 grpcio-reflection==1.85.1; } >&2 || {
+            rm -rf "$venv"
+            return 1
+        }
+    fi
+    printf '%s\n' "$venv/bin/python"
 }

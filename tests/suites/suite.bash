@@ -16,7 +16,7 @@ WORK=$(mktemp -d /tmp/wrs-XXXXXX)
 PIDS=()
 DATA_DIRS=()
 FAILURES=0
-unset JWT_SECRET WARREN_TOKEN WARREN_CONTEXT
+unset JWT_SECRET WARREN_TOKEN WARREN_CONTEXT CONTAINER_SERVICE_PORT SERVICE_NAME
 
 WARREN=${WARREN_BIN:-$ROOT/target/release/warren}
 [ -x "$WARREN" ] || WARREN=$ROOT/target/debug/warren
@@ -115,6 +115,8 @@ serve() {
     SUBNET_GATEWAY=${SUBNET_CIDR%0/24}1
     URL=http://127.0.0.1:$PORT
     WARREN_SERVER=$URL
+    # Only the suite that is about it wants it, and the usual port is there once.
+    export WARREN_CONTAINER_SERVICE=${WARREN_CONTAINER_SERVICE:-off}
     export PORT DATA_DIR BRIDGE_NAME SUBNET_CIDR SUBNET_GATEWAY WARREN_SERVER
     DATA_DIRS+=("$DATA_DIR $PORT $BRIDGE_NAME")
     spawn "$name" "$WARREN" server "$@"

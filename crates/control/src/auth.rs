@@ -49,8 +49,19 @@ pub enum Scopes {
     Only(BTreeSet<String>),
 }
 
+/// Whose a credential is, and what it allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The token's subject, where it has one.
+    pub subject: Option<String>,
+    /// What it allows.
+    pub scopes: Scopes,
+}
+
 #[derive(Deserialize)]
 struct Claims {
+    #[serde(default)]
+    sub: Option<serde_json::Value>,
     #[serde(default)]
     permissions: Option<serde_json::Value>,
 }
@@ -94,8 +105,19 @@ impl Auth {
     /// # Errors
     /// A 401 problem.
     pub fn authenticate(&self, header: Option<&str>) -> Result<Scopes, Box<Problem>> {
+        self.identify(header).map(|identity| identity.scopes)
+    }
+
+    /// Who makes a request and what it may do, by its `Authorization` header.
+    ///
+    /// # Errors
+    /// A 401 problem.
+    pub fn identify(&self, header: Option<&str>) -> Result<Identity, Box<Problem>> {
         let Auth::Jwt(jwt) = self else {
-            return Ok(Scopes::All);
+            return Ok(Identity {
+                subject: None,
+                scopes: Scopes::All,
+            });
         };
         let refuse = |why: &str| Box::new(Problem::new(Code::Unauthorized, why));
         let token = header
@@ -116,15 +138,21 @@ impl Auth {
                 })
             })?
             .claims;
-        match claims.permissions {
-            None => Ok(Scopes::All),
-            Some(serde_json::Value::Array(list)) => Ok(Scopes::Only(
+        let scopes = match claims.permissions {
+            None => Scopes::All,
+            Some(serde_json::Value::Array(list)) => Scopes::Only(
                 list.iter()
                     .filter_map(|scope| scope.as_str().map(str::to_owned))
                     .collect(),
-            )),
-            Some(_) => Err(refuse("the token's permissions are not a list")),
-        }
+            ),
+            Some(_) => return Err(refuse("the token's permissions are not a list")),
+        };
+        // A subject that is no text is none: REST asks for no subject and must not mind.
+        let subject = claims.sub.as_ref().and_then(serde_json::Value::as_str);
+        Ok(Identity {
+            subject: subject.map(str::to_owned),
+            scopes,
+        })
     }
 }
 

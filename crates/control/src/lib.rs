@@ -1,10 +1,11 @@
-//! The side of the user: use cases, HTTP, authentication and what is promised on a host. It writes
+//! The side of the user: use cases, HTTP, gRPC, authentication and what is promised on a host. It writes
 //! intent, in guarded transactions, and reads observations; it never touches a process, a file of an
 //! instance or a network device, and knows no host but through `HostLink`. Called by the binary:
-//! [`App::start`], then [`serve`].
+//! [`App::start`], then [`serve`] and [`serve_container_service`].
 
 pub mod app;
 pub mod auth;
+pub mod grpc;
 mod guard;
 pub mod http;
 mod keys;
@@ -15,5 +16,5 @@ mod settings;
 
 pub use app::{App, AppError};
 pub use auth::Auth;
-pub use serve::{ServeError, serve};
+pub use serve::{ServeError, serve, serve_container_service};
 pub use settings::Settings;

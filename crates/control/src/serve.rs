@@ -1,6 +1,6 @@
 //! Listening: HTTP/1.1 and HTTP/2 (h2c) on one port, with bounds on connections, heads and shutdown.
 
-use crate::{App, Auth, http};
+use crate::{App, Auth, Settings, grpc, http};
 use axum::Router;
 use axum::extract::ConnectInfo;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -46,8 +46,41 @@ pub async fn serve(
         auth.check_listener(listener.local_addr().map_err(ServeError::Listener)?)?;
     }
     let settings = app.0.settings.clone();
+    accept_all(listeners, http::router(app, auth), &settings, stopping).await;
+    Ok(())
+}
+
+/// The same for the gRPC API, on listeners of its own. `health_name` is one more name under which
+/// `grpc.health.v1.Health` answers.
+///
+/// # Errors
+/// [`ServeError`], before anything is served.
+pub async fn serve_container_service(
+    listeners: Vec<TcpListener>,
+    app: App,
+    auth: Auth,
+    health_name: &str,
+    stopping: CancellationToken,
+) -> Result<(), ServeError> {
+    for listener in &listeners {
+        auth.check_listener(listener.local_addr().map_err(ServeError::Listener)?)?;
+    }
+    if listeners.is_empty() {
+        return Ok(());
+    }
+    let settings = app.0.settings.clone();
+    let router = grpc::router(app, auth, health_name).await;
+    accept_all(listeners, router, &settings, stopping).await;
+    Ok(())
+}
+
+async fn accept_all(
+    listeners: Vec<TcpListener>,
+    router: Router,
+    settings: &Settings,
+    stopping: CancellationToken,
+) {
     let permits = Arc::new(Semaphore::new(settings.connections));
-    let router = http::router(app, auth);
     let mut acceptors = JoinSet::new();
     for listener in listeners {
         let (router, permits, stopping) = (router.clone(), Arc::clone(&permits), stopping.clone());
@@ -55,7 +88,6 @@ pub async fn serve(
         acceptors.spawn(async move { accept(listener, router, permits, stopping, grace).await });
     }
     while acceptors.join_next().await.is_some() {}
-    Ok(())
 }
 
 async fn accept(

@@ -24,6 +24,9 @@ use warren_core::ports::store::{Commit, Guard, Transaction, Write};
 use warren_core::{ErrorClass, Handle, InstanceId, PortError};
 use warren_crashpoint::reached;
 
+/// The one tenant there is.
+pub const TENANT: &str = "default";
+
 /// When a create returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {

@@ -5,7 +5,8 @@ use super::{App, AppError};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use warren_core::PortError;
-use warren_core::host::HostReport;
+use warren_core::host::{HostReport, NetworkMode};
+use warren_core::instance::NetworkChoice;
 
 /// Older answers are still used, and asked for anew behind the caller's back.
 const FRESH: Duration = Duration::from_secs(30);
@@ -64,6 +65,17 @@ impl App {
             .get()
             .map(|(_, report)| report.network.warnings.clone())
             .unwrap_or_default()
+    }
+
+    /// Whether guests can have a network on this host.
+    ///
+    /// # Errors
+    /// The host's.
+    pub async fn network_choice(&self) -> Result<NetworkChoice, AppError> {
+        Ok(match self.known_host().await?.network.mode {
+            NetworkMode::None => NetworkChoice::Disabled,
+            NetworkMode::Bridge | NetworkMode::User => NetworkChoice::Default,
+        })
     }
 
     async fn ask_host(&self) -> Result<Arc<HostReport>, PortError> {

@@ -70,6 +70,32 @@ impl App {
     /// [`AppError`]; `wrong_state` from the admission table.
     pub async fn stop_instance(&self, wanted: &str) -> Result<View, AppError> {
         let view = self.wish(wanted, Operation::Stop, Desired::Stopped).await?;
+        self.until_stopped(view).await
+    }
+
+    /// The same, with another grace period, which it keeps.
+    ///
+    /// # Errors
+    /// [`AppError`]; `wrong_state` from the admission table.
+    pub async fn stop_instance_within(
+        &self,
+        wanted: &str,
+        grace_seconds: u64,
+    ) -> Result<View, AppError> {
+        let id = self.find(wanted, Prefixes::Refused)?.intent.id.clone();
+        let view = self.change(&id, move |view| {
+            if admitted(Operation::Stop, view)? == Admission::AlreadySo {
+                return Ok(None);
+            }
+            let mut intent = (*view.intent).clone();
+            intent.desired = Desired::Stopped;
+            intent.stop_grace_seconds = grace_seconds;
+            Ok(Some(intent))
+        });
+        self.until_stopped(view.await?).await
+    }
+
+    async fn until_stopped(&self, view: View) -> Result<View, AppError> {
         let limit = Duration::from_secs(view.intent.stop_grace_seconds) + STOP_MARGIN;
         self.until_state(view, limit, StateName::Stopped).await
     }

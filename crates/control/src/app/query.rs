@@ -113,6 +113,19 @@ impl App {
         self.find(wanted, Prefixes::Accepted)
     }
 
+    /// The same without prefixes, for those whose names are made by programs.
+    ///
+    /// # Errors
+    /// Missing.
+    pub fn instance_in_full(&self, wanted: &str) -> Result<View, AppError> {
+        self.find(wanted, Prefixes::Refused)
+    }
+
+    /// All instances, in the order of their ids.
+    pub fn all_instances(&self) -> Vec<View> {
+        self.0.board.all()
+    }
+
     /// A page of instances.
     ///
     /// # Errors

@@ -5,10 +5,11 @@ use crate::keys;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use std::time::Duration;
-use warren_api::Event;
+use warren_api::{Code, Event};
 use warren_core::admission::{Admission, Operation, admit};
 use warren_core::event::Event as CoreEvent;
 use warren_core::id::Prefixes;
+use warren_core::instance::ENV_BYTES;
 use warren_core::ports::host_link::{ExecCommand, ExecSession, LogLine, LogQuery};
 use warren_core::ports::store::{Change, Revision};
 use warren_core::state::StateName;
@@ -20,6 +21,23 @@ pub enum EventStreamItem {
     Event(Revision, Event),
     /// What happened up to this revision and after the last event is lost.
     Reset(Revision),
+}
+
+/// What the kernel can take for a program and its environment.
+fn check_command(command: &ExecCommand) -> Result<(), &'static str> {
+    if command.command.first().is_none_or(String::is_empty) {
+        return Err("command must name a program");
+    }
+    let texts = command.command.iter().chain(command.env.values());
+    let is_no_name = |name: &String| name.is_empty() || name.contains(['=', '\0']);
+    if texts.clone().any(|text| text.contains('\0')) || command.env.keys().any(is_no_name) {
+        return Err("command and env may contain no NUL, and env no empty name or '='");
+    }
+    let bytes: usize = texts.map(String::len).sum();
+    if bytes > ENV_BYTES {
+        return Err("command and env are larger than 128 KiB together");
+    }
+    Ok(())
 }
 
 impl App {
@@ -97,13 +115,14 @@ impl App {
     /// Runs a command, after waiting as long as asked for the instance to be Running.
     ///
     /// # Errors
-    /// The admission table's, and the host's.
+    /// A command that no program can be run with; the admission table's, and the host's.
     pub async fn exec(
         &self,
         wanted: &str,
         command: ExecCommand,
         patience: Duration,
     ) -> Result<ExecSession, AppError> {
+        check_command(&command).map_err(|why| AppError::coded(Code::InvalidBody, why))?;
         let view = self.running(wanted, patience).await?;
         Ok(self.0.host.exec(&view.intent.id, command).await?)
     }

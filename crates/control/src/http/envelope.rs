@@ -23,10 +23,11 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use warren_api::{Code, Problem, problem::MEDIA_TYPE};
 use warren_core::TRACE_TARGET;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What a request goes by in the log.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The client's own id for a request, if it is short and plain; else one of ours.
-fn request_id(request: &Request) -> HeaderValue {
+pub(crate) fn request_id(request: &Request) -> HeaderValue {
     request
         .headers()
         .get(REQUEST_ID)
@@ -39,7 +40,7 @@ fn request_id(request: &Request) -> HeaderValue {
 }
 
 /// The request in a trace, under the caller's span where it sent one (<https://www.w3.org/TR/trace-context/>).
-fn trace(request: &Request, route: &str) -> Span {
+pub(crate) fn trace(request: &Request, route: &str) -> Span {
     let span = tracing::info_span!(
         target: TRACE_TARGET,
         "request",

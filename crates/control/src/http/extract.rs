@@ -2,7 +2,7 @@
 
 use super::Http;
 use super::reply::{Failure, Reply, from_outcome};
-use crate::app::{AppError, Filter, Fingerprint, Keyed, Outcome, PageRequest};
+use crate::app::{AppError, Filter, Fingerprint, Keyed, Outcome, PageRequest, TENANT};
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -16,8 +16,6 @@ use warren_api::{Code, Problem};
 use warren_core::InstanceId;
 use warren_core::state::StateName;
 
-/// The one tenant there is.
-pub(super) const TENANT: &str = "default";
 /// How long a JSON body may take to arrive.
 const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 /// What an image's or instance's reference in a path may be at most.

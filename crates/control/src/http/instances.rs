@@ -2,12 +2,12 @@
 
 use super::Http;
 use super::extract::{
-    Body, Id, NoParams, OptionalBody, Params, RequestKey, States, TENANT, bad_query, once,
-    parse_state, wants_events,
+    Body, Id, NoParams, OptionalBody, Params, RequestKey, States, bad_query, once, parse_state,
+    wants_events,
 };
 use super::reply::{Failure, Reply, encode, encoded, json, outcome, page_of_encoded};
 use super::sse;
-use crate::app::{AppError, Creation, JobUpdate, PageOf, Until, View};
+use crate::app::{AppError, Creation, JobUpdate, PageOf, TENANT, Until, View};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;

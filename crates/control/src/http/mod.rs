@@ -25,6 +25,7 @@ use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub(crate) use envelope::{REQUEST_ID, request_id, trace};
 pub use spec::document;
 
 /// What every handler sees.

@@ -9,6 +9,7 @@ mod access;
 mod bundle;
 mod commits;
 mod dashboard;
+mod grpc;
 mod images;
 mod instances;
 mod operations;

@@ -54,6 +54,16 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// Whether something is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,6 +72,13 @@ pub(crate) struct Config {
     pub(crate) listen: IpAddr,
     /// The port (`PORT`).
     pub(crate) port: u16,
+    /// Whether the gRPC API `container.ContainerService` is served.
+    pub(crate) container_service: Switch,
+    /// Its port (`CONTAINER_SERVICE_PORT`), on the same address. Where none is named it is 50064, and a server that
+    /// cannot have that goes on without.
+    pub(crate) container_service_port: Option<u16>,
+    /// One more name under which `grpc.health.v1.Health` answers (`SERVICE_NAME`).
+    pub(crate) service_name: String,
     /// Everything Warren keeps (`DATA_DIR`).
     pub(crate) data_dir: PathBuf,
     /// The guests' bridge (`BRIDGE_NAME`).
@@ -132,6 +149,9 @@ impl Default for Config {
         Config {
             listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 8080,
+            container_service: Switch::On,
+            container_service_port: None,
+            service_name: warren_control::grpc::HEALTH_NAME.to_owned(),
             data_dir: default_data_dir(),
             bridge_name: "vmbr0".to_owned(),
             subnet_cidr: "192.168.100.0/24".to_owned(),
@@ -174,6 +194,14 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
+    /// Serve the gRPC API container.ContainerService too [default: on]
+    #[arg(long, value_enum, value_name = "WHETHER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container_service: Option<Switch>,
+    /// Serve it on this port (CONTAINER_SERVICE_PORT) [default: 50064, if that is free]
+    #[arg(long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container_service_port: Option<u16>,
     /// Keep everything here (DATA_DIR) [default: /var/lib/warren as root, else ~/.local/share/warren]
     #[arg(long, value_name = "DIRECTORY")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -222,8 +250,10 @@ fn parse_kind(text: &str) -> Result<HypervisorKind, String> {
 }
 
 /// The names of seed clients' environments.
-const PLAIN_NAMES: [&str; 8] = [
+const PLAIN_NAMES: [&str; 10] = [
     "PORT",
+    "CONTAINER_SERVICE_PORT",
+    "SERVICE_NAME",
     "DATA_DIR",
     "BRIDGE_NAME",
     "SUBNET_CIDR",
@@ -411,6 +441,34 @@ mod tests {
             assert_eq!(config.subnet_cidr, "10.9.0.0/16");
             flags.port = Some(3);
             assert_eq!(Config::load(&flags).unwrap().port, 3);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn the_container_service_is_configured_as_its_clients_know_it() {
+        figment::Jail::expect_with(|jail| {
+            let mut flags = ServerFlags::default();
+            let config = Config::load(&flags).unwrap();
+            assert_eq!(config.container_service, Switch::On);
+            assert_eq!(config.container_service_port, None);
+            assert_eq!(config.service_name, "container-grpc");
+            jail.set_env("CONTAINER_SERVICE_PORT", "50065");
+            jail.set_env("SERVICE_NAME", "vms");
+            jail.set_env("WARREN_CONTAINER_SERVICE", "off");
+            let config = Config::load(&flags).unwrap();
+            assert_eq!(config.container_service, Switch::Off);
+            assert_eq!(config.container_service_port, Some(50065));
+            assert_eq!(config.service_name, "vms");
+            flags.container_service = Some(Switch::On);
+            flags.container_service_port = Some(1);
+            let config = Config::load(&flags).unwrap();
+            assert_eq!(config.container_service, Switch::On);
+            assert_eq!(config.container_service_port, Some(1));
+            jail.set_env("CONTAINER_SERVICE_PORT", "many");
+            let error = Config::load(&ServerFlags::default()).unwrap_err();
+            let error = error.to_string().to_lowercase();
+            assert!(error.contains("container_service_port"), "{error}");
             Ok(())
         });
     }

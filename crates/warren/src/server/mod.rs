@@ -21,7 +21,7 @@ use config::ServerFlags;
 
 use crate::cli::Global;
 use anyhow::Context;
-use config::Config;
+use config::{Config, Switch};
 use data_dir::DataDir;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -38,6 +38,9 @@ use warren_crashpoint::reached;
 
 /// How long background work may take to end after the listeners have.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(5);
+
+/// Where clients of `container.ContainerService` look for it.
+const CONTAINER_SERVICE_PORT: u16 = 50064;
 
 /// The least that a key of HS256 should have (RFC 7518, 3.2), bytes.
 const SECRET: usize = 32;
@@ -109,9 +112,15 @@ Examples:
   PORT=9000 DATA_DIR=/srv/warren warren server   By environment
   JWT_SECRET=… warren server --listen 0.0.0.0    For other machines: every request needs a token
   warren server --network user                   Without privileges
+  warren server --container-service off          REST only, without the gRPC API
 
-Environment: PORT, DATA_DIR, BRIDGE_NAME, SUBNET_CIDR, SUBNET_GATEWAY, DNS_SERVER, JWT_SECRET, CONTAINERD_SOCKET;
-every setting of the file also as WARREN_<NAME>, such as WARREN_NETWORK=user.";
+The gRPC API container.ContainerService is on port 50064, with health and reflection:
+  grpcurl -plaintext localhost:50064 list
+  grpcurl -plaintext -d '{\"user_id\": \"me\", \"image\": \"ubuntu:22.04\"}' localhost:50064 container.ContainerService/CreateVM
+With JWT_SECRET set, add -H \"authorization: Bearer TOKEN\"; the token's subject is the user_id.
+
+Environment: PORT, CONTAINER_SERVICE_PORT, SERVICE_NAME, DATA_DIR, BRIDGE_NAME, SUBNET_CIDR, SUBNET_GATEWAY, DNS_SERVER,
+JWT_SECRET, CONTAINERD_SOCKET; every setting of the file also as WARREN_<NAME>, such as WARREN_NETWORK=user.";
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
@@ -190,7 +199,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let open_files = open_files::raise_limit();
     tracing::debug!(open_files, "the limit of open files");
     // First: who cannot listen leaves nothing behind.
-    let listeners = bind(address).await?;
+    let listeners = bind(address, "--port").await?;
+    let container_service = bind_container_service(&config).await?;
     let data = DataDir::open(&config.data_dir)?;
     let stopping = CancellationToken::new();
     let record::Opened { store, doubt } = record::open(&data)
@@ -233,7 +243,16 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     }
     tokio::spawn(stop_on_signal(stopping.clone())?);
     let timekeeping = tokio::spawn(clock.keep(stopping.clone()));
-    let served = warren_control::serve(listeners, app.clone(), auth, stopping.clone()).await;
+    let served = tokio::try_join!(
+        warren_control::serve(listeners, app.clone(), auth.clone(), stopping.clone()),
+        warren_control::serve_container_service(
+            container_service,
+            app.clone(),
+            auth,
+            &config.service_name,
+            stopping.clone(),
+        ),
+    );
     stopping.cancel();
     if tokio::time::timeout(BACKGROUND_GRACE, app.stopped())
         .await
@@ -252,11 +271,36 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The gRPC API's listeners; none where it is switched off, or where its usual port is taken: two servers on one machine
+/// are no mistake. A port that somebody has named must be had.
+async fn bind_container_service(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+    if config.container_service == Switch::Off {
+        return Ok(Vec::new());
+    }
+    let port = config.container_service_port;
+    let address = SocketAddr::new(config.listen, port.unwrap_or(CONTAINER_SERVICE_PORT));
+    match bind(address, "--container-service-port").await {
+        Ok(listeners) => {
+            let address = listeners[0].local_addr().unwrap_or(address);
+            tracing::info!(%address, "the gRPC API container.ContainerService is listening");
+            Ok(listeners)
+        }
+        Err(error) if port.is_some() => Err(error),
+        Err(error) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the gRPC API container.ContainerService is not served"
+            );
+            Ok(Vec::new())
+        }
+    }
+}
+
 /// Loopback is two addresses: clients that say `localhost` may try either first.
-async fn bind(address: SocketAddr) -> anyhow::Result<Vec<TcpListener>> {
+async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<Vec<TcpListener>> {
     let taken = |address: SocketAddr| {
         format!(
-            "cannot listen on {address}: stop what does (`ss -ltnp 'sport = :{}'` shows it), or choose another --port",
+            "cannot listen on {address}: stop what does (`ss -ltnp 'sport = :{}'` shows it), or choose another {option}",
             address.port()
         )
     };

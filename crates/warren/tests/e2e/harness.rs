@@ -285,6 +285,7 @@ impl Server {
                 format!("10.{}.{}.1", 64 + (self.port >> 8 & 63), self.subnet),
             )
             .env("WARREN_SERVER", self.url())
+            .env("WARREN_CONTAINER_SERVICE", "off")
             .env("WARREN_LOG", "info,warren_agent=debug")
             .env(
                 "WARREN_NETWORK",

@@ -48,6 +48,7 @@ impl Server {
             .arg(configuration)
             .env("DATA_DIR", data.path().join("data"))
             .env("PORT", address.port().to_string())
+            .env("WARREN_CONTAINER_SERVICE", "off")
             .env_remove("JWT_SECRET")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -1,0 +1,100 @@
+//! The gRPC API `container.ContainerService`: decode, call one use case, encode, as `http` does for REST. With it come
+//! `grpc.health.v1.Health` and server reflection (v1 and v1alpha), which need no credential. No rule about instances is
+//! made here, but for what this API says of users: an instance's user is its label `user_id`, so that REST shows it
+//! and finds it by it (`labels=user_id=…`).
+
+mod caller;
+mod commands;
+mod convert;
+mod envelope;
+mod lifecycle;
+mod logs;
+mod refusal;
+mod service;
+mod usage;
+
+use crate::{App, Auth};
+use axum::Router;
+use axum::middleware;
+use service::Service;
+use std::sync::Arc;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+use wire::container_service_server::ContainerServiceServer;
+
+/// The messages and the service, made of `proto/container.proto`.
+#[expect(
+    clippy::allow_attributes,
+    reason = "generated: what there is to say is in the proto file"
+)]
+pub mod wire {
+    tonic::include_proto!("container");
+}
+
+/// What reflection serves: an encoded `google.protobuf.FileDescriptorSet`.
+const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/container.binpb"));
+
+/// The largest message, bytes, in both directions.
+pub const LARGEST_MESSAGE: usize = 100 << 20;
+
+/// The service's name in `grpc.health.v1`, beside the empty one and its own.
+pub const HEALTH_NAME: &str = "container-grpc";
+
+/// The whole service. `health_name` is one more name under which it is healthy.
+///
+/// # Errors
+/// Never for the descriptors that were built in.
+pub async fn router(app: App, auth: Auth, health_name: &str) -> Router {
+    let service = ContainerServiceServer::new(Service { app: app.clone() })
+        .max_decoding_message_size(LARGEST_MESSAGE)
+        .max_encoding_message_size(LARGEST_MESSAGE);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let v1 = reflection().build_v1();
+    let v1alpha = reflection().build_v1alpha();
+    let health = health(&app, health_name).await;
+    let routes = Routes::new(service)
+        .add_service(health)
+        .add_service(v1.expect("the descriptors that were built in are whole"))
+        .add_service(v1alpha.expect("the descriptors that were built in are whole"));
+    let gate = envelope::Gate {
+        app,
+        auth: Arc::new(auth),
+    };
+    routes
+        .into_axum_router()
+        .layer(middleware::from_fn_with_state(
+            gate.clone(),
+            envelope::admit,
+        ))
+        .layer(middleware::from_fn_with_state(gate, envelope::wrap))
+}
+
+/// Serving, until the server is asked to stop.
+async fn health(app: &App, name: &str) -> HealthServer<HealthService> {
+    let reporter = HealthReporter::new();
+    let names = [
+        String::new(),
+        name.to_owned(),
+        "container.ContainerService".to_owned(),
+    ];
+    for name in &names {
+        let status = ServingStatus::Serving;
+        reporter.set_service_status(name, status).await;
+    }
+    let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+    let stopping = app.stopping().clone();
+    tokio::spawn(async move {
+        stopping.cancelled().await;
+        for name in &names {
+            let status = ServingStatus::NotServing;
+            reporter.set_service_status(name, status).await;
+        }
+    });
+    server
+}
