@@ -89,6 +89,8 @@ pub(crate) struct Platform<'a> {
     pub(crate) board: Board,
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
+    /// How fast the host's timestamp counter runs, kHz, where that is certain.
+    pub(crate) timestamp: Option<u32>,
     pub(crate) extra_cmdline: &'a [String],
 }
 
@@ -115,6 +117,15 @@ pub(crate) fn command_line(
         // Distributions' kernels test their ciphers at each boot: a fifth of an emulated one's time.
         "cryptomgr.notests".to_owned(),
     ];
+    match (platform.accelerator, platform.timestamp) {
+        (Accelerator::Tcg | Accelerator::None, Some(frequency)) => {
+            words.push(format!("tsc_early_khz={frequency}"));
+            // And not compared with the late timer afterwards.
+            words.push("tsc=reliable".to_owned());
+        }
+        // KVM tells by itself.
+        (Accelerator::Kvm, _) | (Accelerator::Tcg | Accelerator::None, None) => {}
+    }
     // The first -device is vda (transports are found in the order of their slots, on either bus).
     for (name, device) in ["warren.root", "warren.upper"]
         .iter()

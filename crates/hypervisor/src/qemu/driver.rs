@@ -254,6 +254,7 @@ fn launch(
         board: resolved.board,
         kernel: &resolved.kernel.image,
         initramfs: &resolved.initramfs,
+        timestamp: resolved.timestamp,
         extra_cmdline,
     };
     let arguments = argv::arguments(machine, &platform, &descriptors)?;

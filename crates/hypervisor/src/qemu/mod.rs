@@ -8,6 +8,7 @@ mod argv;
 mod driver;
 mod platform;
 pub(crate) mod qmp;
+mod timestamp;
 
 pub use argv::CHANNEL_PORT;
 pub use driver::Qemu;

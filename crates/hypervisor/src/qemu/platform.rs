@@ -1,7 +1,7 @@
 //! What is the same for all machines of a driver: binary, accelerator, kernel, initramfs. Found once and kept.
 
 use super::argv::Board;
-use super::{QemuConfig, QemuError};
+use super::{QemuConfig, QemuError, timestamp};
 use crate::accelerator::{self, Decision};
 use crate::initramfs::Initramfs;
 use crate::kernel::{self, Kernel};
@@ -16,6 +16,8 @@ pub(crate) struct Resolved {
     pub(crate) kernel: Kernel,
     pub(crate) board: Board,
     pub(crate) initramfs: PathBuf,
+    /// See [`timestamp::frequency`].
+    pub(crate) timestamp: Option<u32>,
 }
 
 impl Resolved {
@@ -83,6 +85,7 @@ async fn resolve(config: &Arc<QemuConfig>) -> Result<Resolved, QemuError> {
         kernel,
         board,
         initramfs,
+        timestamp: timestamp::frequency(),
     })
 }
 

@@ -44,9 +44,13 @@ fn make_all(server: &Server, ids: &[String], pause: &str) {
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some(id) = ids.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let count = format!("i=0; while :; do i=$((i+1)); echo $i; sleep {pause}; done");
+                    // Without a program for each number: an emulated machine takes long to start one.
+                    let count = format!(
+                        "mkfifo /tick; exec 3<>/tick; i=0; while :; do i=$((i+1)); echo $i; read -t {pause} x <&3; done"
+                    );
                     let body = json!({
-                        "id": id, "name": id, "image": "busybox-web", "memory_mb": 96, "overlay_size": "16MB",
+                        "id": id, "name": id, "image": "busybox-web", "vcpus": 1, "memory_mb": 96,
+                        "overlay_size": "16MB",
                         "cmd": ["sh", "-c", count],
                     });
                     let (status, made) = server.api("POST", "/instances", Some(body));

@@ -40,6 +40,7 @@ fn platform() -> Platform<'static> {
         board: Board::Microvm,
         kernel: Path::new("/cache/kernels/tuned/vmlinux"),
         initramfs: Path::new("/cache/initramfs/x.cpio"),
+        timestamp: None,
         extra_cmdline: &[],
     }
 }
@@ -132,4 +133,20 @@ fn a_kernel_that_finds_only_pci_gets_a_machine_with_pci() {
     assert!(text.contains("-machine pc,"), "{text}");
     assert_eq!(text.matches("-pci").count(), 6, "{text}");
     assert!(!text.contains("-device,"), "{text}");
+}
+
+#[test]
+fn an_emulated_guest_is_told_how_fast_its_timestamp_counter_runs_where_that_is_certain() {
+    let told = |accelerator, timestamp| {
+        let platform = Platform {
+            accelerator,
+            timestamp,
+            ..platform()
+        };
+        command_line(&machine(), &platform).unwrap()
+    };
+    let words = " tsc_early_khz=2596118 tsc=reliable ";
+    assert!(told(Accelerator::Tcg, Some(2_596_118)).contains(words));
+    assert!(!told(Accelerator::Tcg, None).contains("tsc"));
+    assert!(!told(Accelerator::Kvm, Some(2_596_118)).contains("tsc"));
 }
