@@ -2,18 +2,19 @@
 //! for them.
 
 use crate::agent::AgentLink;
-use crate::guest_session::guest_error;
+use crate::guest_session::{GuestSession, guest_error};
 use crate::steps::printable;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use std::sync::Arc;
 use warren_core::ports::BoxStream;
 use warren_core::ports::guest_files::{
     Depth, FileContent, FileFault, FileInfo, FileKind, GuestFiles, LastLink, ListedFile,
-    MakeDirectory, Parents, ReadRange, WriteFile,
+    MakeDirectory, PackTree, Parents, ReadRange, TreeOwners, UnpackTree, WriteFile,
 };
 use warren_core::{InstanceId, PortError};
-use warren_guest::client::{ClientError, FileError};
+use warren_guest::client::{ClientError, FileError, FileReader};
 use warren_guest::protocol::FileRequest;
 use warren_guest::protocol::files as protocol;
 
@@ -39,18 +40,9 @@ impl GuestFiles for AgentLink {
         let session = self.0.session(id).await?;
         let read = session.client.read_file(path, range.offset, range.length);
         let (info, reader) = read.await.map_err(file_error)?;
-        // The session is held: it ends with the last who uses it.
-        let data = stream::unfold(Some((reader, session)), |open| async move {
-            let (mut reader, session) = open?;
-            match reader.next().await {
-                Ok(Some(data)) => Some((Ok(data), Some((reader, session)))),
-                Ok(None) => None,
-                Err(error) => Some((Err(file_error(error)), None)),
-            }
-        });
         Ok(FileContent {
             info: file_info(info),
-            data: data.boxed(),
+            data: pieces(reader, session),
         })
     }
 
@@ -58,7 +50,7 @@ impl GuestFiles for AgentLink {
         &self,
         id: &InstanceId,
         file: WriteFile,
-        mut data: BoxStream<Result<Bytes, PortError>>,
+        data: BoxStream<Result<Bytes, PortError>>,
     ) -> Result<u64, PortError> {
         let session = self.0.session(id).await?;
         let request = FileRequest::Write {
@@ -67,13 +59,7 @@ impl GuestFiles for AgentLink {
             owner: file.owner,
             parents: parents(file.parents),
         };
-        let begun = session.client.write_file(request).await;
-        let mut writer = begun.map_err(file_error)?;
-        while let Some(piece) = data.next().await {
-            // Dropping the writer takes back what was written so far.
-            writer.write(&piece?).await.map_err(file_error)?;
-        }
-        writer.finish().await.map_err(file_error)
+        send(&session, request, data).await
     }
 
     async fn remove(&self, id: &InstanceId, path: &str, depth: Depth) -> Result<(), PortError> {
@@ -131,6 +117,62 @@ impl GuestFiles for AgentLink {
         let made = session.client.change_files(request).await;
         made.map_err(file_error)
     }
+
+    async fn pack(
+        &self,
+        id: &InstanceId,
+        tree: PackTree,
+    ) -> Result<BoxStream<Result<Bytes, PortError>>, PortError> {
+        let session = self.0.session(id).await?;
+        let packing = session
+            .client
+            .pack_tree(&tree.path, last_link(tree.last), &tree.name)
+            .await;
+        Ok(pieces(packing.map_err(file_error)?, session))
+    }
+
+    async fn unpack(
+        &self,
+        id: &InstanceId,
+        tree: UnpackTree,
+        archive: BoxStream<Result<Bytes, PortError>>,
+    ) -> Result<(), PortError> {
+        let session = self.0.session(id).await?;
+        let owners = match tree.owners {
+            TreeOwners::Archived => protocol::TreeOwners::Archived,
+            TreeOwners::All(uid, gid) => protocol::TreeOwners::All { uid, gid },
+        };
+        let path = tree.path;
+        let unpack = FileRequest::Unpack { path, owners };
+        send(&session, unpack, archive).await.map(drop)
+    }
+}
+
+/// What comes of a file or a tree. The session is held: it ends with the last who uses it.
+fn pieces(reader: FileReader, session: Arc<GuestSession>) -> BoxStream<Result<Bytes, PortError>> {
+    let pieces = stream::unfold(Some((reader, session)), |open| async move {
+        let (mut reader, session) = open?;
+        match reader.next().await {
+            Ok(Some(data)) => Some((Ok(data), Some((reader, session)))),
+            Ok(None) => None,
+            Err(error) => Some((Err(file_error(error)), None)),
+        }
+    });
+    pieces.boxed()
+}
+
+async fn send(
+    session: &GuestSession,
+    request: FileRequest,
+    mut data: BoxStream<Result<Bytes, PortError>>,
+) -> Result<u64, PortError> {
+    let begun = session.client.write_file(request).await;
+    let mut writer = begun.map_err(file_error)?;
+    while let Some(piece) = data.next().await {
+        // Dropping the writer takes back what was written so far.
+        writer.write(&piece?).await.map_err(file_error)?;
+    }
+    writer.finish().await.map_err(file_error)
 }
 
 fn last_link(last: LastLink) -> protocol::LastLink {

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use warren_guest::client::{ClientError, FileError, GuestClient};
 use warren_guest::double::{Behaviour, Double};
 use warren_guest::protocol::files::{
-    Depth, FileFault, FileInfo, FileKind, FileReply, LastLink, ListedFile, Parents,
+    Depth, FileFault, FileInfo, FileKind, FileReply, LastLink, ListedFile, Parents, TreeOwners,
 };
 use warren_guest::protocol::{
     AttachKey, ControlEvent, FileRequest, FrameKind, FrameReader, FrameWriter, PROTOCOL_VERSION,
@@ -296,6 +296,47 @@ async fn a_hundred_at_once_wait_for_their_turn() {
     for task in tasks {
         timeout(SOON, task).await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn trees_come_out_and_go_in_again() {
+    let (client, _double) = double().await;
+    client
+        .change_files(make("/t/u", Parents::Created))
+        .await
+        .unwrap();
+    let data: Vec<u8> = (0..700_000u32).map(|n| (n / 5) as u8).collect();
+    put(&client, "/t/u/data", &data).await.unwrap();
+    put(&client, "/t/small", b"x").await.unwrap();
+    let mut reader = client.pack_tree("/t", LastLink::Kept, ".").await.unwrap();
+    let mut archive = Vec::new();
+    while let Some(piece) = timeout(SOON, reader.next()).await.unwrap().unwrap() {
+        archive.extend_from_slice(&piece);
+    }
+    let unpack = || FileRequest::Unpack {
+        path: "/again".to_owned(),
+        owners: TreeOwners::Archived,
+    };
+    let mut writer = client.write_file(unpack()).await.unwrap();
+    writer.write(&archive).await.unwrap();
+    writer.finish().await.unwrap();
+    assert!(get(&client, "/again/u/data").await.unwrap() == data);
+    assert_eq!(
+        list(&client, "/again", Depth::Recursive).await.unwrap(),
+        list(&client, "/t", Depth::Recursive).await.unwrap()
+    );
+    // What breaks off, and what is none.
+    for part in [&archive[..archive.len() - 200_000], &data[..]] {
+        let mut writer = client.write_file(unpack()).await.unwrap();
+        let outcome = match writer.write(part).await {
+            Ok(()) => writer.finish().await.map(drop),
+            early => early,
+        };
+        assert_eq!(fault(outcome), FileFault::Unsuitable);
+    }
+    assert!(get(&client, "/again/u/data").await.unwrap() == data);
+    let missing = client.pack_tree("/none", LastLink::Kept, ".").await;
+    assert_eq!(fault(missing), FileFault::NotFound);
 }
 
 /// What a guest that lies does with one files stream.

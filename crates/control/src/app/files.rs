@@ -8,7 +8,8 @@ use warren_core::PortError;
 use warren_core::admission::{Admission, Operation, admit};
 use warren_core::id::Prefixes;
 use warren_core::ports::guest_files::{
-    Depth, FileContent, FileInfo, LastLink, ListedFile, MakeDirectory, ReadRange, WriteFile,
+    Depth, FileContent, FileInfo, LastLink, ListedFile, MakeDirectory, PackTree, ReadRange,
+    UnpackTree, WriteFile,
 };
 
 /// Longest path that is passed on, in bytes: what kernels take (PATH_MAX).
@@ -128,5 +129,32 @@ impl App {
     ) -> Result<(), AppError> {
         let id = self.files_of(wanted, &directory.path)?;
         Ok(self.0.host.files().make_directory(&id, directory).await?)
+    }
+
+    /// Reads a tree as a tar stream.
+    ///
+    /// # Errors
+    /// See [`App::stat_file`].
+    pub async fn pack_tree(
+        &self,
+        wanted: &str,
+        tree: PackTree,
+    ) -> Result<BoxStream<'static, Result<bytes::Bytes, PortError>>, AppError> {
+        let id = self.files_of(wanted, &tree.path)?;
+        Ok(self.0.host.files().pack(&id, tree).await?)
+    }
+
+    /// Unpacks a tar stream.
+    ///
+    /// # Errors
+    /// See [`App::stat_file`]; the first error of `archive`.
+    pub async fn unpack_tree(
+        &self,
+        wanted: &str,
+        tree: UnpackTree,
+        archive: BoxStream<'static, Result<bytes::Bytes, PortError>>,
+    ) -> Result<(), AppError> {
+        let id = self.files_of(wanted, &tree.path)?;
+        Ok(self.0.host.files().unpack(&id, tree, archive).await?)
     }
 }

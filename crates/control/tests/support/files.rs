@@ -10,7 +10,7 @@ use std::sync::MutexGuard;
 use warren_core::ports::BoxStream;
 use warren_core::ports::guest_files::{
     Depth, FileContent, FileFault, FileInfo, FileKind, GuestFiles, LastLink, ListedFile,
-    MakeDirectory, Parents, ReadRange, WriteFile,
+    MakeDirectory, PackTree, Parents, ReadRange, TreeOwners, UnpackTree, WriteFile,
 };
 use warren_core::{InstanceId, PortError};
 
@@ -227,5 +227,80 @@ impl GuestFiles for Host {
                 Ok(())
             }
         }
+    }
+
+    async fn pack(
+        &self,
+        _: &InstanceId,
+        tree: PackTree,
+    ) -> Result<BoxStream<Result<Bytes, PortError>>, PortError> {
+        let top = self.kept(&tree.path)?;
+        let below = format!("{}/", clean(&tree.path).trim_end_matches('/'));
+        let inside = self.tree().clone().into_iter().filter_map(|(path, kept)| {
+            let path = path.strip_prefix(&below)?.to_owned();
+            (!path.is_empty()).then(|| (format!("{}/{path}", tree.name), kept))
+        });
+        let mut archive = tar::Builder::new(Vec::new());
+        for (path, kept) in std::iter::once((tree.name.clone(), top)).chain(inside) {
+            let mut header = tar::Header::new_ustar();
+            header.set_mode(kept.mode);
+            header.set_uid(kept.owner.0.into());
+            header.set_gid(kept.owner.1.into());
+            header.set_mtime(1_700_000_000);
+            header.set_entry_type(match kept.content {
+                Some(_) => tar::EntryType::Regular,
+                None => tar::EntryType::Directory,
+            });
+            let content = kept.content.unwrap_or_default();
+            header.set_size(content.len() as u64);
+            let written = archive.append_data(&mut header, &path, content.as_ref());
+            written.expect("it is kept in memory");
+        }
+        let data = archive.into_inner().expect("it is kept in memory");
+        let mut pieces: Vec<_> = data
+            .chunks(700)
+            .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+            .collect();
+        if tree.path == "/lies" {
+            pieces.truncate(1);
+            let gone = PortError::retry("guest_unreachable", "the guest's agent: it has gone");
+            pieces.push(Err(gone));
+        }
+        Ok(stream::iter(pieces).boxed())
+    }
+
+    async fn unpack(
+        &self,
+        _: &InstanceId,
+        tree: UnpackTree,
+        mut archive: BoxStream<Result<Bytes, PortError>>,
+    ) -> Result<(), PortError> {
+        let mut data = Vec::new();
+        while let Some(piece) = archive.next().await {
+            data.extend_from_slice(&piece?);
+        }
+        let bad = |error: std::io::Error| FileFault::Unsuitable.error(error.to_string());
+        let mut archive = tar::Archive::new(data.as_slice());
+        for entry in archive.entries().map_err(bad)? {
+            let mut entry = entry.map_err(bad)?;
+            let path = entry.path().map_err(bad)?.display().to_string();
+            let path =
+                clean(&format!("{}/{}", tree.path.trim_end_matches('/'), path)).replace("/./", "/");
+            let path = path.trim_end_matches("/.").to_owned();
+            self.room_for(&path, Parents::Created)?;
+            let header = entry.header().clone();
+            let mut content = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut content).map_err(bad)?;
+            let kept = Kept {
+                content: (!header.entry_type().is_dir()).then(|| content.into()),
+                mode: header.mode().map_err(bad)?,
+                owner: match tree.owners {
+                    TreeOwners::All(uid, gid) => (uid, gid),
+                    TreeOwners::Archived => (7, 7),
+                },
+            };
+            self.tree().insert(path, kept);
+        }
+        Ok(())
     }
 }

@@ -226,6 +226,35 @@ pub struct MakeDirectory {
     pub parents: Parents,
 }
 
+/// A tree to read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PackTree {
+    /// Where: a file, or a directory with all that is in it.
+    pub path: String,
+    /// A link at the end of the path.
+    pub last: LastLink,
+    /// What it is called in the archive; its entries begin with this.
+    pub name: String,
+}
+
+/// Who is to own what an archive becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TreeOwners {
+    /// Whom the archive names, with setuid, setgid and every extended attribute.
+    Archived,
+    /// This user and group, without setuid and setgid, and with extended attributes of users alone.
+    All(u32, u32),
+}
+
+/// An archive to unpack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnpackTree {
+    /// The directory that its entries are relative to; an entry `.` is this very path, which may then also become a file.
+    pub path: String,
+    /// Who is to own it.
+    pub owners: TreeOwners,
+}
+
 /// The files of guests.
 #[async_trait]
 pub trait GuestFiles: Send + Sync {
@@ -264,6 +293,20 @@ pub trait GuestFiles: Send + Sync {
         &self,
         id: &InstanceId,
         directory: MakeDirectory,
+    ) -> Result<(), PortError>;
+    /// Reads a tree as a tar stream (POSIX pax, with extended attributes and sparse files as GNU tar has them). An error is the
+    /// last item, and what came until then no archive.
+    async fn pack(
+        &self,
+        id: &InstanceId,
+        tree: PackTree,
+    ) -> Result<BoxStream<Result<Bytes, PortError>>, PortError>;
+    /// Unpacks a tar stream. Each file of it appears whole or not at all; what is whole when it breaks off stays.
+    async fn unpack(
+        &self,
+        id: &InstanceId,
+        tree: UnpackTree,
+        archive: BoxStream<Result<Bytes, PortError>>,
     ) -> Result<(), PortError>;
 }
 

@@ -317,7 +317,33 @@ impl GuestClient {
         Ok((info, reader))
     }
 
-    /// Begins to write a file. `request` is a [`FileRequest::Write`].
+    /// Reads a tree as a tar stream. `name` is what it is called there.
+    ///
+    /// # Errors
+    /// See [`FileError`].
+    pub async fn pack_tree(
+        &self,
+        path: &str,
+        last: LastLink,
+        name: &str,
+    ) -> Result<FileReader, FileError> {
+        let (path, name) = (path.to_owned(), name.to_owned());
+        let request = FileRequest::Pack { path, last, name };
+        let (mut answers, keep) = self.ask_for_files(request).await?;
+        let Answer::Found(_) = self.first(&mut answers).await? else {
+            return Err(out_of_turn());
+        };
+        Ok(FileReader {
+            answers,
+            _keep: keep,
+            received: 0,
+            // Nobody knows before it has been walked.
+            most: u64::MAX,
+            finished: false,
+        })
+    }
+
+    /// Begins to write a file or a tree. `request` is a [`FileRequest::Write`] or a [`FileRequest::Unpack`].
     ///
     /// # Errors
     /// See [`FileError`].

@@ -4,6 +4,7 @@
 mod content;
 mod failure;
 mod places;
+mod trees;
 
 pub use failure::Failure;
 
@@ -110,6 +111,10 @@ impl Files {
                 owner,
                 parents,
             } => self.make_directory(checked(&path)?, mode, owner, parents),
+            FileRequest::Pack { path, last, name } => {
+                self.pack(checked(&path)?, last, &name, exchange)
+            }
+            FileRequest::Unpack { path, owners } => self.unpack(checked(&path)?, owners, exchange),
         }
         .map(Some)
     }

@@ -3,8 +3,8 @@
 //! ```text
 //!         host                          guest
 //! stat    Open::Files ────────────────► Found | Failed
-//! read    Open::Files ────────────────► Found, data…, Done | Failed (at any time)
-//! write   Open::Files, data…, End ────► Working…, Done | Failed (at any time)
+//! read    Open::Files ────────────────► Found, data…, Done | Failed (at any time); so for a tree out
+//! write   Open::Files, data…, End ────► Working…, Done | Failed (at any time); so for a tree in
 //! list    Open::Files ────────────────► Listed…, Done | Failed
 //! others  Open::Files ────────────────► Working…, Done | Failed
 //! ```
@@ -82,6 +82,37 @@ pub enum FileRequest {
         owner: Option<(u32, u32)>,
         /// Directories on the way; with `Created`, one that is there already is no error.
         parents: Parents,
+    },
+    /// A file or a directory with all that is in it, as a tar stream.
+    Pack {
+        /// The path.
+        path: String,
+        /// A link at its end.
+        last: LastLink,
+        /// What it is called in the stream.
+        name: String,
+    },
+    /// A tar stream, as files. What is whole when it breaks off stays.
+    Unpack {
+        /// Where: the stream's own `.`, or the directory that its entries are relative to. A link at its end is followed.
+        path: String,
+        /// Who is to own it.
+        owners: TreeOwners,
+    },
+}
+
+/// Who is to own what a tar stream becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "owners", rename_all = "snake_case")]
+pub enum TreeOwners {
+    /// Whom the stream names, with setuid, setgid and every extended attribute.
+    Archived,
+    /// One user and group, without them.
+    All {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
     },
 }
 
