@@ -32,6 +32,11 @@ OF_A_VM = {
     "GetResourceUsage": {},
     "UpdateResourceLimits": {"limits": {"cpu_count": 1}},
     "GetLogs": {},
+    "ReadFile": {"file_path": "/etc/hostname"},
+    "WriteFile": {"file_path": "/tmp/x"},
+    "DeleteFile": {"file_path": "/tmp/x"},
+    "ListFiles": {},
+    "CreateDirectory": {"directory_path": "/tmp/x"},
 }
 
 
@@ -141,6 +146,7 @@ def a_create_that_can_never_work_names_the_field(server, url):
         ({"user_id": "x", "image": "busybox", "labels": {"user_id": "y"}}, "user_id"),
         ({"user_id": "x", "image": "busybox", "vm_name": "n" * 200}, "name"),
         ({"user_id": "x\ny", "image": "busybox"}, "user_id"),
+        ({"user_id": "x", "image": "busybox", "ssh_keys": ["no key"]}, "ssh_keys"),
     ]:
         server.refused(StatusCode.INVALID_ARGUMENT, "CreateVM", request, word)
     assert server.call("ListVMs", {"user_id": "x"}).total == 0
@@ -350,6 +356,93 @@ def many_commands_run_at_once(server, url):
         assert [call.result().stdout for call in calls] == [f"{n}\n" for n in range(100)]
 
 
+# --- files ---------------------------------------------------------------------------------------------------
+
+
+def files_are_written_read_listed_and_removed(server, url):
+    with Vm(server) as vm:
+
+        def of(**fields):
+            return {"vm_id": vm.id, **fields}
+
+        def write(path, content, **more):
+            request = server.message("container.WriteFileRequest")(vm_id=vm.id, file_path=path, content=content, **more)
+            return server.call("WriteFile", request)
+
+        assert server.call("CreateDirectory", of(directory_path="/d/e", create_parents=True, permissions=0o750)).success
+        server.refused(StatusCode.ALREADY_EXISTS, "CreateDirectory", of(directory_path="/d/e"))
+        assert server.call("CreateDirectory", of(directory_path="/d/e", create_parents=True)).success
+        server.refused(StatusCode.NOT_FOUND, "CreateDirectory", of(directory_path="/no/where"))
+        content = bytes(range(256)) * 5000
+        written = write("/d/file", content, permissions=0o640)
+        assert written.success and written.bytes_written == len(content), written
+        server.refused(StatusCode.NOT_FOUND, "WriteFile", of(file_path="/new/deep/file"))
+        write("/new/deep/file", b"deep", create_parents=True)
+        read = server.call("ReadFile", of(file_path="/d/file"))
+        assert read.content == content and (read.size, read.permissions) == (len(content), 0o640), read.size
+        assert abs(read.modified_time - time.time()) < 60, read.modified_time
+        part = server.call("ReadFile", of(file_path="/d/file", offset=255, length=3))
+        assert part.content == b"\xff\x00\x01" and part.size == len(content), part
+        assert server.call("ReadFile", of(file_path="/d/file", offset=len(content) + 9)).content == b""
+        server.refused(StatusCode.NOT_FOUND, "ReadFile", of(file_path="/d/none"))
+        server.refused(StatusCode.FAILED_PRECONDITION, "ReadFile", of(file_path="/d"))
+        listed = server.call("ListFiles", of(directory_path="/", recursive=True)).files
+        shown = {file.path: file for file in listed}
+        assert shown["/d"].is_directory and shown["/d/e"].permissions == 0o750, shown
+        file = shown["/d/file"]
+        assert (file.name, file.is_directory, file.size, file.permissions) == ("file", False, len(content), 0o640)
+        assert [file.path for file in listed] == sorted(shown), shown
+        assert {file.path for file in server.call("ListFiles", of(directory_path="/new")).files} == {"/new/deep"}
+        server.refused(StatusCode.NOT_FOUND, "ListFiles", of(directory_path="/none"))
+        server.refused(StatusCode.FAILED_PRECONDITION, "DeleteFile", of(file_path="/d"))
+        assert server.call("DeleteFile", of(file_path="/d/file")).success
+        server.refused(StatusCode.NOT_FOUND, "DeleteFile", of(file_path="/d/file"))
+        assert server.call("DeleteFile", of(file_path="/d", recursive=True)).success
+        assert "/d" not in {file.path for file in server.call("ListFiles", of(directory_path="/")).files}
+
+
+def paths_and_numbers_that_are_none_are_refused(server, url):
+    with Vm(server) as vm:
+        for method, field in [
+            ("ReadFile", "file_path"),
+            ("WriteFile", "file_path"),
+            ("DeleteFile", "file_path"),
+            ("CreateDirectory", "directory_path"),
+        ]:
+            for path in ("", "relative", "/a\0b", "/" + "x" * 5000):
+                server.refused(StatusCode.INVALID_ARGUMENT, method, {"vm_id": vm.id, field: path})
+        server.refused(StatusCode.INVALID_ARGUMENT, "ListFiles", {"vm_id": vm.id, "directory_path": "relative"})
+        for more in ({"offset": -1}, {"length": -1}):
+            server.refused(StatusCode.INVALID_ARGUMENT, "ReadFile", {"vm_id": vm.id, "file_path": "/x", **more})
+        for permissions in (-1, 0o10000):
+            request = {"vm_id": vm.id, "file_path": "/x", "permissions": permissions}
+            server.refused(StatusCode.INVALID_ARGUMENT, "WriteFile", request, "permissions")
+        server.call("StopVM", {"vm_id": vm.id, "timeout_seconds": 1})
+        server.refused(StatusCode.FAILED_PRECONDITION, "ReadFile", {"vm_id": vm.id, "file_path": "/x"}, "start it")
+
+
+def large_files_go_in_and_out_in_one_message(server, url):
+    with Vm(server) as vm:
+        request = server.message("container.WriteFileRequest")(vm_id=vm.id, file_path="/large", content=bytes(LARGEST - (1 << 20)))
+        assert server.call("WriteFile", request, timeout=120).bytes_written == LARGEST - (1 << 20)
+        read = server.call("ReadFile", {"vm_id": vm.id, "file_path": "/large"}, timeout=120)
+        assert read.content == request.content
+        # One that is larger is read in parts.
+        request.file_path, request.content = "/larger", bytes(LARGEST - 1024)
+        server.call("WriteFile", request, timeout=120)
+        server.refused(StatusCode.RESOURCE_EXHAUSTED, "ReadFile", {"vm_id": vm.id, "file_path": "/larger"}, "offset")
+        assert len(server.call("ReadFile", {"vm_id": vm.id, "file_path": "/larger", "offset": 2 << 20}, timeout=120).content) == LARGEST - 1024 - (2 << 20)
+
+
+def keys_are_put_into_root_s_file(server, url):
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB" + "0" * 43 + " me@example"
+    with Vm(server, ssh_keys=[key]) as vm:
+        read = server.call("ReadFile", {"vm_id": vm.id, "file_path": "/root/.ssh/authorized_keys"})
+        assert (read.content.decode(), read.permissions) == (key + "\n", 0o600), read
+        directory = {file.name: file for file in server.call("ListFiles", {"vm_id": vm.id}).files}
+        assert directory[".ssh"].permissions == 0o700, directory
+
+
 # --- logs ----------------------------------------------------------------------------------------------------
 
 
@@ -404,7 +497,7 @@ def large_messages_are_bounded(server, url):
         server.call("WriteFile", request, timeout=120)
         raise AssertionError("nobody has a file")
     except grpc.RpcError as error:
-        assert error.code() in (StatusCode.NOT_FOUND, StatusCode.UNIMPLEMENTED), error
+        assert error.code() == StatusCode.NOT_FOUND, error
     request.content = bytes(LARGEST + 1)
     try:
         server.call("WriteFile", request, timeout=120)
@@ -507,6 +600,10 @@ OPEN = [
     a_command_whose_time_is_up_fails,
     output_is_streamed_as_it_comes,
     many_commands_run_at_once,
+    files_are_written_read_listed_and_removed,
+    paths_and_numbers_that_are_none_are_refused,
+    large_files_go_in_and_out_in_one_message,
+    keys_are_put_into_root_s_file,
     logs_have_a_tail_a_since_and_go_on,
     snapshots_are_not_there_yet,
     large_messages_are_bounded,

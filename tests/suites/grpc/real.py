@@ -4,6 +4,7 @@
 Usage: real.py ADDRESS IMAGE: IMAGE has a shell and is not on the server yet.
 """
 
+import hashlib
 import sys
 import time
 import traceback
@@ -81,6 +82,26 @@ def large_outputs_fit_in_one_answer(server):
     assert ran.exit_code == 0 and ran.stdout == "x" * 8000000, len(ran.stdout)
 
 
+def files_are_those_that_commands_see(server):
+    content = bytes(range(256)) * 4096
+    request = server.message("container.WriteFileRequest")(file_path="/srv/new/file", content=content, create_parents=True, **VM)
+    request.permissions = 0o755
+    assert server.call("WriteFile", request).bytes_written == len(content)
+    ran = server.call("ExecuteCommand", shell("md5sum < file; stat -c %a file", working_dir="/srv/new"))
+    assert ran.stdout.split() == [hashlib.md5(content).hexdigest(), "-", "755"], ran
+    server.call("ExecuteCommand", shell("printf 'of a command' > made; ln -s /etc/passwd link", working_dir="/srv/new"))
+    read = server.call("ReadFile", {**VM, "file_path": "/srv/new/made", "offset": 3, "length": 5})
+    assert (read.content, read.size) == (b"a com", 12), read
+    assert b"root" in server.call("ReadFile", {**VM, "file_path": "/srv/new/link"}).content
+    names = [file.name for file in server.call("ListFiles", {**VM, "directory_path": "/srv/new"}).files]
+    assert names == ["file", "link", "made"], names
+    made_up = server.call("ReadFile", {**VM, "file_path": "/proc/version"}).content
+    assert made_up.startswith(b"Linux"), made_up
+    server.call("DeleteFile", {**VM, "file_path": "/srv/new", "recursive": True})
+    assert server.call("ExecuteCommand", shell("ls /srv/new")).exit_code != 0
+    assert b"root" in server.call("ReadFile", {**VM, "file_path": "/etc/passwd"}).content
+
+
 def usage_is_measured(server):
     busy = server.invoke("ExecuteCommandStream", shell("echo on; while :; do :; done"))
     next(busy)
@@ -127,6 +148,7 @@ TESTS = [
     a_stream_that_is_given_up_ends_its_command,
     streams_come_whole_and_in_order,
     large_outputs_fit_in_one_answer,
+    files_are_those_that_commands_see,
     usage_is_measured,
     logs_are_of_the_command_and_of_the_kernel,
     it_stops_and_comes_back_with_its_disk,

@@ -88,11 +88,6 @@ pub(super) fn creation(request: CreateVmRequest) -> Result<CreateInstanceRequest
     if request.image.is_empty() {
         return Err(invalid("image", "is required"));
     }
-    if !request.ssh_keys.is_empty() {
-        return Err(Status::unimplemented(
-            "ssh_keys: keys cannot be put into a VM yet: leave them out",
-        ));
-    }
     let mut labels = request.labels;
     if labels.get(USER).is_some_and(|label| *label != user) {
         return Err(invalid(

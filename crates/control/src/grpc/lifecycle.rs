@@ -2,6 +2,7 @@
 
 use super::caller::{Caller, user_of};
 use super::convert::{self, STATUSES, status_of};
+use super::keys::AuthorizedKeys;
 use super::refusal::{self, invalid};
 use super::wire::{
     CreateVmRequest, DeleteVmRequest, ListVMsRequest, ListVMsResponse, StopVmRequest,
@@ -24,6 +25,7 @@ pub(super) async fn create(
     caller: &Caller,
     request: CreateVmRequest,
 ) -> Result<VmResponse, Status> {
+    let keys = AuthorizedKeys::new(&request.ssh_keys)?;
     let mut request = convert::creation(request)?;
     caller.must_be(&request.labels[super::caller::USER])?;
     let network = app.network_choice().await?;
@@ -52,6 +54,7 @@ pub(super) async fn create(
         }
         made => made?,
     };
+    keys.put_into(app, &view).await?;
     Ok(convert::response(
         &view,
         match network {

@@ -7,6 +7,8 @@ mod caller;
 mod commands;
 mod convert;
 mod envelope;
+mod files;
+mod keys;
 mod lifecycle;
 mod logs;
 mod refusal;

@@ -4,6 +4,7 @@ use crate::app::AppError;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use warren_api::{Code as OwnCode, Problem};
+use warren_core::ports::guest_files::FileFault;
 
 /// The metadata in which the stable code goes.
 const STABLE_CODE: &str = "warren-code";
@@ -31,7 +32,8 @@ pub(super) fn invalid(field: &str, problem: impl std::fmt::Display) -> Status {
 /// The canonical code: by the stable code where it says more than its HTTP status does.
 fn code(problem: &Problem) -> Code {
     let is = |codes: &[OwnCode]| codes.iter().any(|code| code.as_str() == problem.code);
-    if is(&[OwnCode::NameTaken, OwnCode::IdTaken, OwnCode::PortTaken]) {
+    let exists = problem.code == FileFault::Exists.code();
+    if exists || is(&[OwnCode::NameTaken, OwnCode::IdTaken, OwnCode::PortTaken]) {
         return Code::AlreadyExists;
     }
     if is(&[OwnCode::TimedOut, OwnCode::RequestTimedOut]) {
@@ -97,6 +99,23 @@ mod tests {
             (OwnCode::TimedOut, Code::DeadlineExceeded),
         ] {
             assert_eq!(status(&Problem::new(own, "no")).code(), code, "{own}");
+        }
+    }
+
+    #[test]
+    fn faults_of_files_have_codes_that_clients_act_on() {
+        for (fault, code) in [
+            (FileFault::NotFound, Code::NotFound),
+            (FileFault::Exists, Code::AlreadyExists),
+            (FileFault::NotADirectory, Code::FailedPrecondition),
+            (FileFault::IsADirectory, Code::FailedPrecondition),
+            (FileFault::NotEmpty, Code::FailedPrecondition),
+            (FileFault::NotPermitted, Code::PermissionDenied),
+            (FileFault::NoSpace, Code::ResourceExhausted),
+            (FileFault::InvalidPath, Code::InvalidArgument),
+        ] {
+            let status = Status::from(AppError::Port(fault.error("no")));
+            assert_eq!(status.code(), code, "{fault:?}");
         }
     }
 

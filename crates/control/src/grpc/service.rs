@@ -11,7 +11,7 @@ use super::wire::{
     StartVmRequest, StopVmRequest, UpdateResourceLimitsRequest, VmResponse, VmStatusResponse,
     WriteFileRequest, WriteFileResponse,
 };
-use super::{commands, lifecycle, logs, usage};
+use super::{commands, files, lifecycle, logs, usage};
 use crate::App;
 use tonic::{Request, Response, Status};
 
@@ -88,27 +88,37 @@ impl ContainerService for Service {
         Ok(Response::new(pieces))
     }
 
-    async fn read_file(&self, _: Request<ReadFileRequest>) -> Answer<ReadFileResponse> {
-        Err(no_files())
+    async fn read_file(&self, request: Request<ReadFileRequest>) -> Answer<ReadFileResponse> {
+        let (caller, request) = opened(request)?;
+        let answer = files::read(&self.app, &caller, request).await?;
+        Ok(Response::new(answer))
     }
 
-    async fn write_file(&self, _: Request<WriteFileRequest>) -> Answer<WriteFileResponse> {
-        Err(no_files())
+    async fn write_file(&self, request: Request<WriteFileRequest>) -> Answer<WriteFileResponse> {
+        let (caller, request) = opened(request)?;
+        let answer = files::write(&self.app, &caller, request).await?;
+        Ok(Response::new(answer))
     }
 
-    async fn delete_file(&self, _: Request<DeleteFileRequest>) -> Answer<DeleteFileResponse> {
-        Err(no_files())
+    async fn delete_file(&self, request: Request<DeleteFileRequest>) -> Answer<DeleteFileResponse> {
+        let (caller, request) = opened(request)?;
+        let answer = files::delete(&self.app, &caller, request).await?;
+        Ok(Response::new(answer))
     }
 
-    async fn list_files(&self, _: Request<ListFilesRequest>) -> Answer<ListFilesResponse> {
-        Err(no_files())
+    async fn list_files(&self, request: Request<ListFilesRequest>) -> Answer<ListFilesResponse> {
+        let (caller, request) = opened(request)?;
+        let answer = files::list(&self.app, &caller, request).await?;
+        Ok(Response::new(answer))
     }
 
     async fn create_directory(
         &self,
-        _: Request<CreateDirectoryRequest>,
+        request: Request<CreateDirectoryRequest>,
     ) -> Answer<CreateDirectoryResponse> {
-        Err(no_files())
+        let (caller, request) = opened(request)?;
+        let made = files::create_directory(&self.app, &caller, request).await?;
+        Ok(Response::new(made))
     }
 
     async fn get_resource_usage(
@@ -142,10 +152,6 @@ impl ContainerService for Service {
     async fn restore_snapshot(&self, _: Request<RestoreSnapshotRequest>) -> Answer<VmResponse> {
         Err(no_snapshots())
     }
-}
-
-fn no_files() -> Status {
-    Status::unimplemented("files cannot be reached yet: use ExecuteCommand with cat, ls or rm")
 }
 
 fn no_snapshots() -> Status {
