@@ -207,7 +207,7 @@ impl Conversion<'_> {
         }
         self.disks.unseal(image.digest()).map_err(writing)?;
         temporary
-            .publish_synced(&self.disks.path(image.digest()))
+            .show(&self.disks.path(image.digest()))
             .map_err(writing)?;
         reached("convert.disk-published");
         Ok((image, lease))

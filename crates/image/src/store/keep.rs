@@ -36,7 +36,7 @@ pub(super) struct Copy {
 impl Copy {
     /// Shows it under its digest, which the conversion has found.
     pub(super) fn publish(self, content: &Content, digest: &Digest) -> io::Result<()> {
-        self.temporary.publish_synced(&content.path(digest))
+        self.temporary.show(&content.path(digest))
     }
 }
 

@@ -197,7 +197,10 @@ impl ImageStore {
                 what: "looking at the new disk",
                 source,
             })?;
-        let record = self.records.put(new, image, size_bytes).await?;
+        let contents = image.contents().into_iter().map(|it| self.content.path(it));
+        let disk = self.disks.path(image.digest());
+        let needed = content::directories_of(contents.chain([disk]));
+        let record = self.records.put(new, image, size_bytes, needed).await?;
         self.disks.seal_later(image.digest());
         // It is needed now, whenever its disk was made.
         if let Err(error) = self.disks.mark_used(image.digest()) {

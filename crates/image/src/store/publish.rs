@@ -65,7 +65,8 @@ impl Temporary {
     /// Makes it durable, then visible, then its name durable.
     pub(crate) fn publish(self, target: &Path) -> io::Result<()> {
         self.sync()?;
-        self.publish_synced(target)
+        self.show(target)?;
+        sync_directory(target)
     }
 
     /// Makes its bytes durable.
@@ -73,11 +74,12 @@ impl Temporary {
         self.file.sync_all()
     }
 
-    /// Makes it visible, then its name durable; its bytes are already.
-    pub(crate) fn publish_synced(mut self, target: &Path) -> io::Result<()> {
+    /// Makes it visible; its bytes are durable already. Its name may be lost with the power until [`sync_directory`]: for
+    /// many that are needed together, that is done once.
+    pub(crate) fn show(mut self, target: &Path) -> io::Result<()> {
         std::fs::rename(&self.path, target)?;
         self.published = true;
-        sync_directory(target)
+        Ok(())
     }
 
     /// Makes its bytes durable, then visible, unless something has the name already, which then stays; then the name
@@ -90,6 +92,26 @@ impl Temporary {
             Ok(()) | Err(_) => sync_directory(target),
         }
     }
+}
+
+/// Makes the bytes of files durable and the names that are beside others. At the same time, which costs the disk's journal
+/// about as much as one.
+pub(crate) fn sync_together<'a>(
+    files: impl IntoIterator<Item = &'a Temporary>,
+    beside: &[PathBuf],
+) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let files = files.into_iter().map(|file| scope.spawn(|| file.sync()));
+        let files: Vec<_> = files.collect();
+        let mut outcome = beside.iter().try_for_each(|of| sync_directory(of));
+        for other in files {
+            let done = other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            outcome = outcome.and(done);
+        }
+        outcome
+    })
 }
 
 impl Drop for Temporary {
@@ -138,6 +160,7 @@ pub(crate) fn clean(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn sync_directory(of: &Path) -> io::Result<()> {
+/// Makes the names durable that are beside this one.
+pub(crate) fn sync_directory(of: &Path) -> io::Result<()> {
     File::open(of.parent().ok_or(io::ErrorKind::InvalidInput)?)?.sync_all()
 }

@@ -141,12 +141,14 @@ impl Records {
         Ok(listing)
     }
 
-    /// Writes a record of an image. One of the same name without an id of the user's keeps its id.
+    /// Writes a record of an image. One of the same name without an id of the user's keeps its id. The names beside `needed`
+    /// are durable before it is.
     pub(super) async fn put(
         &self,
         new: NewRecord,
         image: &Image,
         size_bytes: u64,
+        needed: Vec<PathBuf>,
     ) -> Result<ImageRecord, StoreError> {
         let _writing = self.writing.lock().await;
         let digest = image.digest();
@@ -174,7 +176,9 @@ impl Records {
             let mut temporary = Temporary::beside(&path)?;
             let bytes = serde_json::to_vec_pretty(&stored)?;
             temporary.file().write_all(&bytes)?;
-            temporary.publish(&path)
+            publish::sync_together([&temporary], &needed)?;
+            temporary.show(&path)?;
+            publish::sync_directory(&path)
         })
         .await;
         self.note_change();

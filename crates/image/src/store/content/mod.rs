@@ -134,7 +134,16 @@ impl Content {
 
     /// Keeps documents that were checked, durably. A damaged one is replaced.
     pub(super) async fn put(&self, documents: Vec<Verbatim>) -> Result<(), StoreError> {
-        self.stage(documents).await?.publish().await
+        let paths = documents.iter().map(|document| self.path(&document.digest));
+        let directories = directories_of(paths);
+        self.stage(documents).await?.publish().await?;
+        blocking_io(move || {
+            directories
+                .iter()
+                .try_for_each(|of| publish::sync_directory(of))
+        })
+        .await
+        .map_err(keeping)
     }
 
     /// Writes documents that were checked, durably, and shows none of them yet.
@@ -151,9 +160,9 @@ impl Content {
                 }
                 let mut temporary = Temporary::beside(&path)?;
                 temporary.file().write_all(&document.bytes)?;
-                temporary.sync()?;
                 staged.push((path, temporary));
             }
+            publish::sync_together(staged.iter().map(|(_, temporary)| temporary), &[])?;
             Ok(Staged(staged))
         })
         .await
@@ -175,7 +184,7 @@ impl Staged {
     pub(super) async fn publish(self) -> Result<(), StoreError> {
         blocking_io(move || {
             for (path, temporary) in self.0 {
-                temporary.publish_synced(&path)?;
+                temporary.show(&path)?;
                 reached("image.document-published");
             }
             Ok(())
@@ -183,6 +192,20 @@ impl Staged {
         .await
         .map_err(keeping)
     }
+}
+
+/// One of the files of each directory.
+pub(super) fn directories_of(files: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let mut one_of_each: Vec<PathBuf> = Vec::new();
+    for file in files {
+        if one_of_each
+            .iter()
+            .all(|known| known.parent() != file.parent())
+        {
+            one_of_each.push(file);
+        }
+    }
+    one_of_each
 }
 
 fn keeping(source: io::Error) -> StoreError {
