@@ -68,6 +68,8 @@ pub(super) struct Owner {
     base: Option<Base>,
     attached: HashMap<Handle, Attached>,
     dns_problem: Option<String>,
+    /// What the kernel was told last, until somebody is found to have changed it: most instances change nothing of it.
+    written: Option<RuleSet>,
 }
 
 impl Owner {
@@ -79,6 +81,7 @@ impl Owner {
             base: None,
             attached: HashMap::new(),
             dns_problem: None,
+            written: None,
         }
     }
 
@@ -120,6 +123,8 @@ impl Owner {
                 let _ = reply.send(self.observe(&spec).await);
             }
             Request::Owned(reply) => {
+                // Whoever asks may find out that the rules are not what they were.
+                self.written = None;
                 let _ = reply.send(self.owned().await);
             }
             Request::TearDown(reply) => {
@@ -178,7 +183,7 @@ impl Owner {
         }
     }
 
-    async fn write_rules(&self) -> Result<(), HelperError> {
+    async fn write_rules(&mut self) -> Result<(), HelperError> {
         let Some(base) = &self.base else {
             // Nothing was attached since this process started, and there are no rules of an earlier one.
             return Ok(());
@@ -186,7 +191,9 @@ impl Owner {
         let guests = match base.owner {
             BridgeOwner::Warren => Guests::WholeBridge,
             BridgeOwner::User => {
-                Guests::Addresses(self.attached.values().map(|one| one.address).collect())
+                let mut addresses: Vec<_> = self.attached.values().map(|one| one.address).collect();
+                addresses.sort_unstable();
+                Guests::Addresses(addresses)
             }
         };
         let published = self.attached.values().flat_map(|one| {
@@ -197,14 +204,25 @@ impl Owner {
                 guest_port: mapping.guest_port,
             })
         });
+        let mut published: Vec<Publish> = published.collect();
+        published.sort_by_key(|one| (one.transport, one.host_port));
         let rules = RuleSet {
             installation: self.config.installation.clone(),
             bridge: self.config.bridge.clone(),
             gateway: self.config.gateway,
             guests,
-            published: published.collect(),
+            published,
         };
-        self.helper.act(Verb::ApplyRules { rules }).await
+        if self.written.as_ref() == Some(&rules) {
+            return Ok(());
+        }
+        self.written = None;
+        let verb = Verb::ApplyRules {
+            rules: rules.clone(),
+        };
+        self.helper.act(verb).await?;
+        self.written = Some(rules);
+        Ok(())
     }
 
     async fn preflight(&self, spec: &AttachmentSpec) -> Result<(), PortError> {
@@ -410,7 +428,7 @@ impl Owner {
         .map_err(|error| PortError::io("serve names", error))
     }
 
-    async fn observe(&self, spec: &AttachmentSpec) -> Result<Presence, PortError> {
+    async fn observe(&mut self, spec: &AttachmentSpec) -> Result<Presence, PortError> {
         let ours = self
             .attached
             .get(&spec.home.handle)
@@ -428,10 +446,12 @@ impl Owner {
             });
         }
         let devices = self.devices().await?;
-        let whole = [OwnedKind::Port(handle), OwnedKind::Rules]
-            .iter()
-            .all(|kind| devices.iter().any(|device| device.kind == *kind));
-        Ok(if whole {
+        let is_there = |kind: OwnedKind| devices.iter().any(|device| device.kind == kind);
+        let rules = is_there(OwnedKind::Rules);
+        if !rules {
+            self.written = None;
+        }
+        Ok(if rules && is_there(OwnedKind::Port(handle)) {
             Presence::Present
         } else {
             Presence::Partial
@@ -502,6 +522,7 @@ impl Owner {
             self.detach(&handle);
         }
         self.base = None;
+        self.written = None;
         let installation = || self.config.installation.clone();
         let mut failed = None;
         let mut verbs = vec![Verb::DeleteRules {
