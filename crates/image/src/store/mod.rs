@@ -197,7 +197,7 @@ impl ImageStore {
                 what: "looking at the new disk",
                 source,
             })?;
-        let contents = image.contents().into_iter().map(|it| self.content.path(it));
+        let contents = image.contents().map(|it| self.content.path(it));
         let disk = self.disks.path(image.digest());
         let needed = content::directories_of(contents.chain([disk]));
         let record = self.records.put(new, image, size_bytes, needed).await?;
