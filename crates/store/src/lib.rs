@@ -13,7 +13,7 @@ mod watch;
 
 pub use memory::MemoryStore;
 pub use rules::{MAX_KEY_BYTES, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_ITEMS, MAX_VALUE_BYTES};
-pub use sqlite::{OpenOptions, Origin, SCHEMA_VERSION, SqliteStore, Unowned, restore};
+pub use sqlite::{Older, OpenOptions, Origin, SCHEMA_VERSION, SqliteStore, Unowned, restore};
 
 /// How many changes are kept for watchers unless told otherwise.
 pub const DEFAULT_HISTORY: usize = 100_000;

@@ -67,6 +67,8 @@ pub struct OpenOptions {
     pub unowned: Unowned,
     /// How many changes are kept for watchers (up to a tenth more may be).
     pub history: usize,
+    /// What becomes of a store of an older schema.
+    pub older: Older,
 }
 
 impl Default for OpenOptions {
@@ -75,6 +77,7 @@ impl Default for OpenOptions {
             installation: None,
             unowned: Unowned::Adopt,
             history: DEFAULT_HISTORY,
+            older: Older::BringUpToDate,
         }
     }
 }
@@ -86,6 +89,15 @@ pub enum Unowned {
     Adopt,
     /// It stays nobody's until [`SqliteStore::accept`]: where instances exist it cannot be their record.
     Leave,
+}
+
+/// What becomes of a store of an older schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Older {
+    /// A copy of it is kept, and it is brought to the schema of this binary.
+    BringUpToDate,
+    /// It stays as it is and is not opened: for who only looks.
+    Refuse,
 }
 
 /// Where the contents of an opened store come from.
@@ -142,8 +154,8 @@ impl SqliteStore {
     /// schema up to date and sets damaged records aside.
     ///
     /// # Errors
-    /// Conflict `store_locked` names the process that has it open; Unsupported `store_newer`, Invalid
-    /// `store_foreign`; and what the disk does.
+    /// Conflict `store_locked` names the process that has it open; Unsupported `store_newer`, and
+    /// `store_older` where it is not to be brought up to date; Invalid `store_foreign`; and what the disk does.
     pub async fn open(
         path: impl Into<PathBuf>,
         options: OpenOptions,

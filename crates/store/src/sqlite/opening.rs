@@ -8,7 +8,7 @@ use super::readers::{self, Jobs};
 use super::record;
 use super::seen::{Noting, Seen};
 use super::writer::Writer;
-use super::{Never, OpenOptions, Origin, TAIL_BYTES, TAIL_CHANGES, Unowned};
+use super::{Never, Older, OpenOptions, Origin, TAIL_BYTES, TAIL_CHANGES, Unowned};
 use super::{meta, salvage, schema, upgrade};
 use crate::history::History;
 use rusqlite::{Connection, OpenFlags};
@@ -58,6 +58,9 @@ pub(super) fn start(
     let connection = connect(path)?;
     // Before anything is written: a foreign or newer file stays as it is.
     let (found, version) = schema::recognise(&connection, path)?;
+    if found == schema::Found::Store && options.older == Older::Refuse {
+        upgrade::refuse_older(version)?;
+    }
     schema::configure_writer(&connection)?;
     upgrade::bring_up_to_date(path, &connection, found, version)?;
     let (revision, held) = look_over(path, &connection, Look::Brief)?;

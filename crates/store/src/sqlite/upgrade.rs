@@ -70,6 +70,18 @@ ALTER TABLE counters ADD COLUMN held INTEGER;
 ",
 ];
 
+/// Refuses schema `version` where it is not this binary's.
+pub(super) fn refuse_older(version: u32) -> Result<(), PortError> {
+    if version >= SCHEMA_VERSION {
+        return Ok(());
+    }
+    Err(PortError::unsupported(
+        "store_older",
+        format!("this store was written by an older Warren (schema {version}); this one would bring it to {SCHEMA_VERSION}"),
+    )
+    .with_hint("start the server, which does so and keeps a copy of it as it was"))
+}
+
 /// Brings the store at `path`, which is of schema `version`, up to date: all of it or nothing.
 pub(super) fn bring_up_to_date(
     path: &Path,

@@ -35,6 +35,7 @@ use warren_control::{App, Auth, Settings};
 use warren_core::placement::Overcommit;
 use warren_core::ports::Store;
 use warren_crashpoint::reached;
+use warren_store::Older;
 
 /// How long background work may take to end after the listeners have.
 const BACKGROUND_GRACE: Duration = Duration::from_secs(5);
@@ -203,7 +204,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let container_service = bind_container_service(&config).await?;
     let data = DataDir::open(&config.data_dir)?;
     let stopping = CancellationToken::new();
-    let record::Opened { store, doubt } = record::open(&data)
+    let record::Opened { store, doubt } = record::open(&data, Older::BringUpToDate)
         .await
         .map_err(|error| anyhow::anyhow!("{}", error.sentence()))?;
     reached("start.record-opened");

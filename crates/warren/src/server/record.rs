@@ -3,7 +3,7 @@
 use super::data_dir::DataDir;
 use std::sync::Arc;
 use warren_core::PortError;
-use warren_store::{OpenOptions, Origin, SqliteStore, Unowned};
+use warren_store::{Older, OpenOptions, Origin, SqliteStore, Unowned};
 
 /// Changes that subscribers to events can be behind: the lives of about two thousand instances, some 20 MB.
 const HISTORY: usize = 20_000;
@@ -19,7 +19,7 @@ pub(crate) struct Opened {
 ///
 /// # Errors
 /// The store's.
-pub(crate) async fn open(data: &DataDir) -> Result<Opened, PortError> {
+pub(crate) async fn open(data: &DataDir, older: Older) -> Result<Opened, PortError> {
     let inhabited = is_inhabited(data);
     let options = OpenOptions {
         installation: Some(data.installation.clone()),
@@ -31,6 +31,7 @@ pub(crate) async fn open(data: &DataDir) -> Result<Opened, PortError> {
             Unowned::Adopt
         },
         history: HISTORY,
+        older,
     };
     let store = SqliteStore::open(data.store(), options).await?;
     let doubt = doubt(&store, data);

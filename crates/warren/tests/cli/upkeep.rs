@@ -225,6 +225,34 @@ fn a_record_of_a_newer_version_is_refused_in_words_and_left_alone_and_a_backup_o
 }
 
 #[test]
+fn a_record_of_an_older_version_is_brought_up_to_date_by_who_may_change_it_and_not_by_who_looks() {
+    let data = tempfile::tempdir().unwrap();
+    let path = |name: &str| data.path().join(name);
+    std::fs::write(path("installation"), "abcd\n").unwrap();
+    assert_eq!(
+        on(data.path(), &["system", "recover"]).status.code(),
+        Some(0)
+    );
+    rusqlite::Connection::open(path("store.db"))
+        .unwrap()
+        .execute_batch("ALTER TABLE counters DROP COLUMN held; PRAGMA user_version = 1")
+        .unwrap();
+    let older = std::fs::read(path("store.db")).unwrap();
+    let looked = on(data.path(), &["fsck"]);
+    assert_eq!(looked.status.code(), Some(2), "{}", err(&looked));
+    for needle in ["an older Warren (schema 1)", "start the server"] {
+        assert!(err(&looked).contains(needle), "{}", err(&looked));
+    }
+    assert_eq!(std::fs::read(path("store.db")).unwrap(), older);
+    assert!(!path("store.db.schema-1").exists());
+
+    let repaired = on(data.path(), &["fsck", "--repair"]);
+    assert_eq!(repaired.status.code(), Some(0), "{}", err(&repaired));
+    assert!(path("store.db.schema-1").exists());
+    assert_eq!(on(data.path(), &["fsck"]).status.code(), Some(0));
+}
+
+#[test]
 fn a_recovery_says_what_became_of_each_instance() {
     let double = Double::start(None);
     let answer = ask(&double, &["system", "recover"]);

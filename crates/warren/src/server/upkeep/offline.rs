@@ -15,7 +15,7 @@ use warren_core::inventory::{
     Difference, DifferenceKind, Expectation, Item, Kind, Part, Remedy, RunOver, compare,
 };
 use warren_core::ports::host_link::HostRecords;
-use warren_store::SqliteStore;
+use warren_store::{Older, SqliteStore};
 
 fn said(error: PortError) -> CliError {
     match error.hint {
@@ -35,7 +35,7 @@ struct Recorded {
     doubt: Option<String>,
 }
 
-async fn recorded(data: &DataDir) -> Result<Recorded, PortError> {
+async fn recorded(data: &DataDir, older: Older) -> Result<Recorded, PortError> {
     if !data.store().exists() {
         // Looking must not make one: the next server would take it for the record.
         return Ok(Recorded {
@@ -44,7 +44,7 @@ async fn recorded(data: &DataDir) -> Result<Recorded, PortError> {
             doubt: Some("there is no record in this data directory".to_owned()),
         });
     }
-    let record::Opened { store, doubt } = record::open(data).await?;
+    let record::Opened { store, doubt } = record::open(data, older).await?;
     Ok(Recorded {
         records: Records::read(&*store).await?,
         store: Some(store),
@@ -61,7 +61,13 @@ pub(super) async fn check(
     let clock = Arc::new(SystemClock::going_on(data.uptime()));
     let (settings, ports) = wire::adapters(config, data, clock).map_err(wired)?;
     let mode = ports.network.report().await.map_err(said)?.mode;
-    let recorded = recorded(data).await.map_err(said)?;
+    // Who only looks changes nothing.
+    let older = if repair {
+        Older::BringUpToDate
+    } else {
+        Older::Refuse
+    };
+    let recorded = recorded(data, older).await.map_err(said)?;
     let look = async |records: &Records| {
         let inventory = take_inventory(&settings, &ports).await?;
         let host = host_records(&data.instances())?;
@@ -137,7 +143,9 @@ fn over(host: &HostRecords, intent: &warren_core::instance::InstanceIntent) -> R
 
 /// Rebuilds the record, making the store where there is none.
 pub(super) async fn recover(data: &DataDir, missing: Missing) -> Result<Recovery, CliError> {
-    let record::Opened { store, .. } = record::open(data).await.map_err(said)?;
+    let record::Opened { store, .. } = record::open(data, Older::BringUpToDate)
+        .await
+        .map_err(said)?;
     let host = host_records(&data.instances()).map_err(said)?;
     let recovery = records::recover(&*store, &host, missing)
         .await
@@ -154,7 +162,9 @@ pub(super) async fn backup(data: &DataDir, to: &Path) -> Result<(), CliError> {
             data.root().display()
         )));
     }
-    let record::Opened { store, .. } = record::open(data).await.map_err(said)?;
+    let record::Opened { store, .. } = record::open(data, Older::BringUpToDate)
+        .await
+        .map_err(said)?;
     store.backup_to(to).await.map_err(said)?;
     store.close().await.map_err(said)
 }
