@@ -93,6 +93,7 @@ check load-images warren load -q "$WORK/busybox" --name busybox --id busybox
 check load-ubuntu load_ubuntu
 script contract contract.py "$ADDRESS" "$URL"
 script printed printed.py "$ADDRESS" --fake
+script beside-rest beside_rest.py "$ADDRESS" "$URL"
 check server-still-serves server_still_serves open
 check a-port-that-is-named-must-be-had a_port_that_is_named_must_be_had
 check it-ends-in-time it_ends_in_time

@@ -17,4 +17,4 @@ mod settings;
 pub use app::{App, AppError};
 pub use auth::Auth;
 pub use serve::{ServeError, serve, serve_container_service};
-pub use settings::Settings;
+pub use settings::{ContainerService, Settings};

@@ -5,6 +5,15 @@ use std::time::Duration;
 use warren_core::InstallationId;
 use warren_core::placement::Overcommit;
 
+/// Whether `container.ContainerService` is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerService {
+    /// It is.
+    Served,
+    /// It is not.
+    Unserved,
+}
+
 /// See each field; `new` has sensible values.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -36,6 +45,8 @@ pub struct Settings {
     pub upload_limit: u64,
     /// Bytes of the spool's file system that uploads leave free.
     pub upload_reserve: u64,
+    /// Whether the port of REST has the container service as well.
+    pub container_service: ContainerService,
     /// Connections at the same time.
     pub connections: usize,
     /// How long connections may go on after a shutdown was asked for.
@@ -60,6 +71,7 @@ impl Settings {
             body_limit: 1 << 20,
             upload_limit: 64 << 30,
             upload_reserve: 256 << 20,
+            container_service: ContainerService::Served,
             connections: 1024,
             shutdown_grace: Duration::from_secs(10),
         }

@@ -5,6 +5,7 @@
 
 mod caller;
 mod commands;
+mod connect;
 mod convert;
 mod envelope;
 mod files;
@@ -17,6 +18,7 @@ mod usage;
 
 use crate::{App, Auth};
 use axum::Router;
+use axum::extract::Request;
 use axum::middleware;
 use service::Service;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
+use tonic_web::GrpcWebLayer;
+use tower::{Layer, ServiceExt};
 use wire::container_service_server::ContainerServiceServer;
 
 /// The messages and the service, made of `proto/container.proto`.
@@ -49,9 +53,6 @@ pub const HEALTH_NAME: &str = "container-grpc";
 /// # Errors
 /// Never for the descriptors that were built in.
 pub async fn router(app: App, auth: Auth, health_name: &str) -> Router {
-    let service = ContainerServiceServer::new(Service { app: app.clone() })
-        .max_decoding_message_size(LARGEST_MESSAGE)
-        .max_encoding_message_size(LARGEST_MESSAGE);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -60,16 +61,34 @@ pub async fn router(app: App, auth: Auth, health_name: &str) -> Router {
     let v1 = reflection().build_v1();
     let v1alpha = reflection().build_v1alpha();
     let health = health(&app, health_name).await;
-    let routes = Routes::new(service)
+    let routes = Routes::new(service(&app))
         .add_service(health)
         .add_service(v1.expect("the descriptors that were built in are whole"))
         .add_service(v1alpha.expect("the descriptors that were built in are whole"));
-    let gate = envelope::Gate {
-        app,
-        auth: Arc::new(auth),
-    };
+    enveloped(routes.into_axum_router(), app, Arc::new(auth))
+}
+
+/// The service alone, for the port of REST, where it speaks gRPC-Web and unary Connect as well: for clients to whom one
+/// port is open, or HTTP/1.1.
+pub(crate) fn beside_rest(app: App, auth: Arc<Auth>) -> Router {
+    const ROUTE: &str = "/container.ContainerService/{*method}";
+    let service = service(&app).map_request(|request: Request| request.map(tonic::body::Body::new));
+    let enveloped = enveloped(Router::new().route_service(ROUTE, service), app, auth);
+    let connect = connect::Connect::new(enveloped.clone());
+    Router::new()
+        .route_service(ROUTE, GrpcWebLayer::new().layer(enveloped))
+        .layer(middleware::from_fn_with_state(connect, connect::translate))
+}
+
+fn service(app: &App) -> ContainerServiceServer<Service> {
+    ContainerServiceServer::new(Service { app: app.clone() })
+        .max_decoding_message_size(LARGEST_MESSAGE)
+        .max_encoding_message_size(LARGEST_MESSAGE)
+}
+
+fn enveloped(routes: Router, app: App, auth: Arc<Auth>) -> Router {
+    let gate = envelope::Gate { app, auth };
     routes
-        .into_axum_router()
         .layer(middleware::from_fn_with_state(
             gate.clone(),
             envelope::admit,

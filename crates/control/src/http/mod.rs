@@ -16,7 +16,7 @@ mod system;
 mod unserved;
 mod upkeep;
 
-use crate::{App, Auth};
+use crate::{App, Auth, ContainerService, grpc};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
@@ -101,6 +101,10 @@ pub fn router(app: App, auth: Auth) -> Router {
     for path in ["/v2", "/v2/", "/v2/{*rest}"] {
         router = router.route(path, any(registry::serve));
     }
+    let beside = match http.app.0.settings.container_service {
+        ContainerService::Served => grpc::beside_rest(http.app.clone(), Arc::clone(&http.auth)),
+        ContainerService::Unserved => Router::new(),
+    };
     router
         .fallback(envelope::no_route)
         .method_not_allowed_fallback(envelope::no_method)
@@ -111,4 +115,6 @@ pub fn router(app: App, auth: Auth) -> Router {
         ))
         .layer(middleware::from_fn_with_state(http.clone(), envelope::wrap))
         .with_state(http)
+        // With an envelope of its own.
+        .merge(beside)
 }

@@ -142,3 +142,90 @@ async fn web_pages_and_other_names_are_kept_out() {
         Code::PermissionDenied,
     );
 }
+
+#[tokio::test]
+async fn unary_connect_is_served_beside_rest() {
+    let world = world().await;
+    let path = |method: &str| format!("/container.ContainerService/{method}");
+    let made = json!({"userId": "me", "image": "busybox", "limits": {"memoryMb": "512"}});
+    let made = world.call("POST", &path("CreateVM"), Some(made)).await;
+    assert_eq!(made.status, 200, "{}", made.text);
+    assert_eq!(made.headers["content-type"], "application/json");
+    let made = made.json();
+    assert_eq!(
+        (&made["vmName"], &made["status"]),
+        (&json!("me-env"), &json!("running"))
+    );
+    // The names of the proto file are taken too.
+    let listed = world
+        .call("POST", &path("ListVMs"), Some(json!({"user_id": "me"})))
+        .await;
+    assert_eq!(listed.json()["vms"][0]["vmId"], made["vmId"]);
+    for (method, body, status, code) in [
+        ("GetVMStatus", json!({"vmId": "none"}), 404, "not_found"),
+        ("CreateVM", json!({"userId": "me"}), 400, "invalid_argument"),
+        (
+            "ListVMs",
+            json!({"no_such_field": 1}),
+            400,
+            "invalid_argument",
+        ),
+        ("ListVMs", json!("text"), 400, "invalid_argument"),
+        (
+            "CreateVM",
+            json!({"userId": "me", "image": "busybox"}),
+            409,
+            "already_exists",
+        ),
+        ("CreateSnapshot", json!({}), 501, "unimplemented"),
+        ("GetLogs", json!({"vmId": "me-env"}), 501, "unimplemented"),
+        ("Nothing", json!({}), 501, "unimplemented"),
+    ] {
+        let refused = world.call("POST", &path(method), Some(body)).await;
+        assert_eq!(refused.status, status, "{method}: {}", refused.text);
+        assert_eq!(refused.json()["code"], code, "{method}");
+        assert!(refused.json()["message"].is_string());
+    }
+    // What REST does not know it still tells as REST does.
+    world
+        .get("/no-such-route")
+        .await
+        .problem(404, "route_not_found");
+}
+
+#[tokio::test]
+async fn connect_is_held_to_the_same_credentials() {
+    let auth = Auth::from_secret(Some("s3cret"));
+    let world = world_with(auth, Host::new(), Arc::new(MemoryStore::new())).await;
+    let refused = world
+        .call(
+            "POST",
+            "/container.ContainerService/ListVMs",
+            Some(json!({})),
+        )
+        .await;
+    assert_eq!(refused.status, 401, "{}", refused.text);
+    assert_eq!(refused.json()["code"], "unauthenticated");
+}
+
+#[tokio::test]
+async fn nothing_is_beside_rest_when_it_is_switched_off() {
+    let auth = Auth::from_secret(None);
+    let world = world_set(
+        auth,
+        Host::new(),
+        Arc::new(MemoryStore::new()),
+        |settings| {
+            settings.container_service = warren_control::ContainerService::Unserved;
+        },
+    );
+    world
+        .await
+        .call(
+            "POST",
+            "/container.ContainerService/ListVMs",
+            Some(json!({})),
+        )
+        .await
+        .problem(404, "route_not_found");
+}

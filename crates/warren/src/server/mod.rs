@@ -31,7 +31,7 @@ use telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use warren_control::{App, Auth, Settings};
+use warren_control::{App, Auth, ContainerService, Settings};
 use warren_core::placement::Overcommit;
 use warren_core::ports::Store;
 use warren_crashpoint::reached;
@@ -118,6 +118,7 @@ Examples:
 The gRPC API container.ContainerService is on port 50064, with health and reflection:
   grpcurl -plaintext localhost:50064 list
   grpcurl -plaintext -d '{\"user_id\": \"me\", \"image\": \"ubuntu:22.04\"}' localhost:50064 container.ContainerService/CreateVM
+It is on the port of REST as well, with gRPC-Web and Connect's unary calls.
 With JWT_SECRET set, add -H \"authorization: Bearer TOKEN\"; the token's subject is the user_id.
 
 Environment: PORT, CONTAINER_SERVICE_PORT, SERVICE_NAME, DATA_DIR, BRIDGE_NAME, SUBNET_CIDR, SUBNET_GATEWAY, DNS_SERVER,
@@ -214,6 +215,10 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let mut settings = Settings::new(data.installation.clone(), data.uploads());
     settings.doubt = doubt;
     settings.starts = config.start_limit;
+    settings.container_service = match config.container_service {
+        Switch::On => ContainerService::Served,
+        Switch::Off => ContainerService::Unserved,
+    };
     settings.overcommit = Overcommit {
         vcpus: config.vcpu_overcommit,
         memory_percent: config.memory_overcommit_percent,
