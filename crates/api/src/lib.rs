@@ -5,6 +5,7 @@
 pub mod client;
 pub mod code;
 pub mod convert;
+pub mod copy;
 pub mod event;
 pub mod exec;
 pub mod image;
@@ -19,6 +20,7 @@ pub mod storage;
 pub mod upkeep;
 
 pub use code::Code;
+pub use copy::{CopyDirection, CopyFormat, CopyHeader, CopyMessage, CopyResult, CopyStart};
 pub use event::{Event, EventType};
 pub use exec::{ExecControl, ExecExit, ExecStart, LogEntry};
 pub use image::{

@@ -78,6 +78,26 @@ impl Client {
         segments: &[&str],
         query: &[(&str, String)],
     ) -> Result<ExecConnection, ClientError> {
+        let (sink, stream) = self.socket(segments, query).await?.split();
+        let server = self.base.to_string();
+        Ok(ExecConnection {
+            input: ExecWriter {
+                sink,
+                server: server.clone(),
+            },
+            output: ExecReader {
+                stream,
+                server,
+                done: false,
+            },
+        })
+    }
+
+    pub(super) async fn socket(
+        &self,
+        segments: &[&str],
+        query: &[(&str, String)],
+    ) -> Result<WebSocketStream<Upgraded>, ClientError> {
         let key = generate_key();
         let request = self
             .upgrade_request(segments, query)
@@ -107,20 +127,7 @@ impl Client {
         let config = WebSocketConfig::default()
             .max_message_size(Some(LONGEST_FRAME))
             .max_frame_size(Some(LONGEST_FRAME));
-        let socket = WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config)).await;
-        let (sink, stream) = socket.split();
-        let server = self.base.to_string();
-        Ok(ExecConnection {
-            input: ExecWriter {
-                sink,
-                server: server.clone(),
-            },
-            output: ExecReader {
-                stream,
-                server,
-                done: false,
-            },
-        })
+        Ok(WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config)).await)
     }
 }
 

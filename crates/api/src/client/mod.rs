@@ -2,6 +2,7 @@
 //! from Rust. Every wait has a deadline, streams resume where they broke, and what the server refuses
 //! comes back with its code and sentence.
 
+mod copy;
 mod download;
 mod error;
 mod exec;
@@ -10,6 +11,7 @@ mod patience;
 mod routes;
 mod stream;
 
+pub use copy::{CopyDownload, CopyUpload};
 pub use download::Download;
 pub use error::{ClientError, Refused};
 pub use exec::{ExecConnection, ExecReader, ExecWriter};

@@ -54,7 +54,7 @@ fn outputs(params: &mut Params) -> Result<Outputs, Failure> {
     }
 }
 
-fn upgrade(
+pub(super) fn upgrade(
     socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<WebSocketUpgrade, Failure> {
     socket

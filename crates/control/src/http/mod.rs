@@ -1,6 +1,7 @@
 //! The REST API: decode, call one use case, encode. Every refusal is a problem document; no rule about
 //! instances is made here.
 
+mod copy;
 mod envelope;
 mod exec;
 mod extract;
@@ -69,6 +70,8 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(sse::logs))
         .routes(routes!(exec::exec))
         .routes(routes!(exec::attach))
+        .routes(routes!(copy::stat))
+        .routes(routes!(copy::copy))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::load))
         .routes(routes!(images::save))

@@ -51,6 +51,12 @@ pub(super) fn head() -> OpenApi {
                 .schema("ExecExit", ExecExit::schema())
                 .schema("TerminalSize", warren_api::exec::TerminalSize::schema())
                 .schema("StdinControl", warren_api::exec::StdinControl::schema())
+                .schema("CopyStart", warren_api::CopyStart::schema())
+                .schema("CopyDirection", warren_api::CopyDirection::schema())
+                .schema("CopyFormat", warren_api::CopyFormat::schema())
+                .schema("CopyMessage", warren_api::CopyMessage::schema())
+                .schema("CopyHeader", warren_api::CopyHeader::schema())
+                .schema("CopyResult", warren_api::CopyResult::schema())
                 .schema("LogEntry", LogEntry::schema())
                 .schema("LogStream", warren_api::exec::LogStream::schema())
                 .build(),

@@ -46,8 +46,6 @@ unserved! {
     GET "/snapshots/{snapshotId}" getSnapshot "snapshots" [];
     DELETE "/snapshots/{snapshotId}" deleteSnapshot "snapshots" [];
     POST "/snapshots/{snapshotId}/fork" forkSnapshot "snapshots" [];
-    GET "/instances/{id}/stat" statInstancePath "file information" ["path", "follow_links"];
-    GET "/instances/{id}/cp" copyInstancePath "copying files" [];
     GET "/instances/{id}/auto-standby/status" getAutoStandbyStatus "automatic standby" [];
     POST "/instances/{id}/auto-standby/hold" holdAutoStandby "automatic standby" [];
     POST "/instances/{id}/volumes/{volumeId}" attachVolume "volumes" [];

@@ -9,6 +9,7 @@ mod access;
 mod bundle;
 mod commits;
 mod dashboard;
+mod files;
 mod grpc;
 mod images;
 mod instances;

@@ -2,6 +2,7 @@
 //! is carried out here; `commands` does that.
 
 mod commit;
+mod copy;
 mod debug;
 mod images;
 mod instances;
@@ -11,6 +12,7 @@ mod settings;
 mod storage;
 
 pub(crate) use commit::CommitArgs;
+pub(crate) use copy::CopyArgs;
 pub(crate) use debug::{BundleArgs, DebugCommand};
 pub(crate) use images::{
     ExportArgs, ExportFormat, ImagesArgs, LoadArgs, PullArgs, PushArgs, RmiArgs, SaveArgs,
@@ -34,6 +36,7 @@ Getting started:
   warren ps                                          See what runs
   warren exec -it web sh                             A shell inside
   warren logs -f web                                 Its output
+  warren cp ./site web:/srv                          Files in, and out
   warren rm -f web                                   Stop it and remove everything of it
 
 Exit codes:
@@ -132,6 +135,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     Exec(ExecArgs),
     Attach(AttachArgs),
+    Cp(CopyArgs),
     #[command(visible_alias = "ls")]
     Ps(PsArgs),
     Logs(LogsArgs),

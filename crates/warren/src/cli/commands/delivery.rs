@@ -32,6 +32,15 @@ pub(super) struct Arriving {
     piece: Bytes,
 }
 
+impl From<mpsc::Receiver<Bytes>> for Arriving {
+    fn from(from: mpsc::Receiver<Bytes>) -> Self {
+        Arriving {
+            from,
+            piece: Bytes::new(),
+        }
+    }
+}
+
 impl Read for Arriving {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let piece = self.fill_buf()?;
@@ -77,13 +86,7 @@ pub(super) async fn deliver<T: Send + 'static>(
     let mut interrupt = on(SignalKind::interrupt())?;
     let mut terminate = on(SignalKind::terminate())?;
     let (to, from) = mpsc::channel(WAITING);
-    let taker = tokio::task::spawn_blocking(move || {
-        let mut arriving = Arriving {
-            from,
-            piece: Bytes::new(),
-        };
-        take(&mut arriving)
-    });
+    let taker = tokio::task::spawn_blocking(move || take(&mut Arriving::from(from)));
     let fed = tokio::select! {
         fed = feed(&mut download, &to, bar) => fed.map(|()| None),
         _ = interrupt.recv() => Ok(Some(2)),

@@ -2,6 +2,7 @@
 
 mod attached;
 mod commit;
+mod copy;
 mod debug;
 mod delivery;
 mod export;
@@ -92,6 +93,7 @@ pub(crate) async fn execute(command: Command, global: &Global, out: &Output) -> 
         Command::Run(args) => run::run(&with_server()?, *args).await,
         Command::Exec(args) => attached::exec(&with_server()?, args).await,
         Command::Attach(args) => attached::attach(&with_server()?, args).await,
+        Command::Cp(args) => copy::copy(&with_server()?, args).await,
         Command::Ps(args) => instances::ps(&with_server()?, args).await,
         Command::Logs(args) => logs::logs(&with_server()?, args).await,
         Command::Inspect(args) => instances::inspect(&with_server()?, args).await,

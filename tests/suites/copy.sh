@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# `warren cp` as people use it: a tree in and out again is the same tree, and whoever is killed in the middle of a copy leaves
+# no half file under its name. With a real guest where there is QEMU, else on the fake hypervisor.
+#
+#   COPY_FILES   files of the tree; 2000 without
+set -euo pipefail
+export SUITE_SECONDS=${SUITE_SECONDS:-300}
+# shellcheck source=tests/suites/suite.bash
+. "$(dirname "$0")/suite.bash"
+
+[ -x "$WARREN" ] || { skip copy "there is no warren at $WARREN" && exit 0; }
+
+COPY_FILES=${COPY_FILES:-2000}
+cd "$WORK"
+
+make_tree() {
+    python3 - "$1" "$COPY_FILES" <<'PYTHON'
+import os, sys
+top, count = sys.argv[1], int(sys.argv[2])
+os.mkdir(top)
+for n in range(count):
+    directory = f"{top}/d{n // 100}"
+    os.makedirs(directory, exist_ok=True)
+    path = f"{directory}/f{n}"
+    with open(path, "w") as file:
+        file.write(f"{n}\n" * (n % 50))
+    if n % 10 == 0:
+        os.link(path, f"{top}/d0/hard{n}")
+    if n % 11 == 0:
+        os.symlink(f"../d0/f{n}", f"{directory}/link{n}")
+    if n % 13 == 0:
+        os.setxattr(path, "user.copy", b"a\n\0" + str(n).encode())
+    if n % 17 == 0:
+        os.chmod(path, 0o4751)
+    if n % 200 == 0:
+        with open(f"{directory}/sparse{n}", "wb") as file:
+            file.truncate(1 << 30)
+            file.seek(9 << 20)
+            file.write(b"here")
+    os.utime(path, ns=(1, 1_000_000_000 * n + n))
+os.mkfifo(f"{top}/pipe")
+PYTHON
+}
+
+# told DIRECTORY: all that a tree is, but for what is in its files. Devices and pipes do not come out of an instance.
+told() {
+    (cd "$1" && find . ! -type p ! -path . -printf '%p %y %m %U:%G %s %T@ %l %n %D\n' | sed 's/ [0-9]*$//' | sort)
+    (cd "$1" && find . -type f -size -1M -exec md5sum {} + | sort -k 2)
+    python3 -c 'import os, sys
+for at, _, names in sorted(os.walk(sys.argv[1])):
+    for name in sorted(names):
+        path = os.path.join(at, name)
+        if not os.path.islink(path) and os.path.isfile(path) and os.listxattr(path):
+            print(os.path.relpath(path, sys.argv[1]), os.getxattr(path, "user.copy"))' "$1"
+}
+
+a_tree_comes_back_as_it_was() {
+    make_tree tree
+    warren cp -a -q tree box:/tree
+    warren cp -a -q box:/tree back
+    diff <(told tree) <(told back) | head -n 20
+    cmp <(told tree) <(told back)
+    # Holes stay holes.
+    [ "$(du -sk back | cut -f 1)" -lt "$(($(du -sk tree | cut -f 1) + 1024))" ]
+}
+
+an_archive_goes_through_pipes() {
+    tar -C tree -c d1 | warren cp -q - box:/tree
+    warren cp box:/tree/d1 - | tar -x -C "$WORK"
+    diff -r --no-dereference tree/d1 d1
+}
+
+# Seconds that a copy has before somebody is killed; it takes longer.
+sleep_into_it() { sleep 0."$1"; }
+
+nothing_of_it_inside() {
+    [ "$(curl -fsS "$URL/instances/box/stat?path=$1" | tr -d ' ')" = '{"exists":false}' ]
+}
+
+a_killed_client_leaves_no_half_file() {
+    local at
+    for at in 2 5 9; do
+        "$WARREN" cp -q big box:/in &
+        sleep_into_it "$at"
+        kill -KILL $!
+        wait $! || true
+        nothing_of_it_inside /in
+        "$WARREN" cp -q box:/big out &
+        sleep_into_it "$at"
+        kill -KILL $!
+        wait $! || true
+        [ ! -e out ]
+    done
+    warren cp -q big box:/in
+    warren cp -q box:/in out
+    cmp big out
+}
+
+a_killed_server_leaves_no_half_file() {
+    local in out
+    rm -f out
+    "$WARREN" cp -q big box:/other &
+    in=$!
+    "$WARREN" cp -q box:/big out &
+    out=$!
+    sleep_into_it 6
+    kill -KILL "$SERVER_PID"
+    if wait "$in" || wait "$out"; then return 1; fi
+    [ ! -e out ]
+    # What the command took away again, it took away whole.
+    [ -z "$(find . -maxdepth 1 -name '.warren-part-*' -newer big.copied)" ]
+}
+
+the_next_copy_works() {
+    nothing_of_it_inside /other
+    warren cp -q big box:/other
+    warren cp -q box:/other out
+    cmp big out
+}
+
+options=(--network none)
+have qemu-system-x86_64 || {
+    skip copy-guest "qemu-system-x86_64 is not installed"
+    options+=(--hypervisors fake)
+}
+check busybox-image "$ROOT/scripts/make-busybox-image" "$WORK/busybox"
+serve copy "${options[@]}"
+check load-image warren load -q "$WORK/busybox" --name busybox
+check run-instance warren run -d -q --network none --memory 256M --disk 4G --name box busybox sleep 10000
+check a-tree-comes-back-as-it-was a_tree_comes_back_as_it_was
+check an-archive-goes-through-pipes an_archive_goes_through_pipes
+head -c 96M /dev/urandom >big
+check a-large-file-goes-in warren cp -q big box:/big
+check a-killed-client-leaves-no-half-file a_killed_client_leaves_no_half_file
+rm -f .warren-part-*
+touch big.copied
+check a-killed-server-leaves-no-half-file a_killed_server_leaves_no_half_file
+if have qemu-system-x86_64; then
+    # Not within the check: what a subshell starts nobody ends.
+    spawn copy "$WARREN" server "${options[@]}"
+    check the-server-is-back until_ok 60 answers "$URL/health"
+    check the-next-copy-works the_next_copy_works
+fi
+
+finish
