@@ -44,8 +44,9 @@ PYTHON
 
 # told DIRECTORY: all that a tree is, but for what is in its files. Devices and pipes do not come out of an instance.
 told() {
-    (cd "$1" && find . ! -type p ! -path . -printf '%p %y %m %U:%G %s %T@ %l %n %D\n' | sed 's/ [0-9]*$//' | sort)
-    (cd "$1" && find . -type f -size -1M -exec md5sum {} + | sort -k 2)
+    # A directory's own size is a matter of its history.
+    (cd "$1" && find . ! -type p ! -path . \( -type d -printf '%p d %m %U:%G %T@\n' -o -printf '%p %y %m %U:%G %s %T@ %l %n\n' \) | sort)
+    (cd "$1" && find . -type f -size -1024k -exec md5sum {} + | sort -k 2)
     python3 -c 'import os, sys
 for at, _, names in sorted(os.walk(sys.argv[1])):
     for name in sorted(names):
