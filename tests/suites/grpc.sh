@@ -53,11 +53,8 @@ make_ubuntu() {
 
 load_ubuntu() { warren load -q "$WORK/ubuntu" --name docker.io/library/ubuntu:22.04; }
 
-it_is_off_when_told() {
-    local port
-    port=$(free_port)
-    CONTAINER_SERVICE_PORT=$port WARREN_CONTAINER_SERVICE=off serve off --hypervisors fake --network none
-    if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then return 1; fi
+nobody_listens_on() {
+    if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then return 1; fi
 }
 
 a_port_that_is_named_must_be_had() {
@@ -124,6 +121,8 @@ else
     skip grpc-guest "qemu-system-x86_64 is not installed"
 fi
 
-check it-is-off-when-told it_is_off_when_told
+off=$(free_port)
+CONTAINER_SERVICE_PORT=$off WARREN_CONTAINER_SERVICE=off serve off --hypervisors fake --network none
+check it-is-off-when-told nobody_listens_on "$off"
 
 finish
