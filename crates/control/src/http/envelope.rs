@@ -74,13 +74,16 @@ pub(super) async fn wrap(State(http): State<Http>, request: Request, next: Next)
         .to_owned();
     let span = tracing::info_span!("request", request_id = id.to_str().unwrap_or_default(), %method, %path);
     let trace = trace(&request, &route);
-    let answered = AssertUnwindSafe(next.run(request))
+    let answer = AssertUnwindSafe(next.run(request))
         .catch_unwind()
-        .instrument(span.clone())
+        .instrument(span.clone());
+    let answered = if trace.is_disabled() {
+        answer.await
+    } else {
         // Whatever is handed on belongs to this trace.
-        .with_context(trace.context())
-        .instrument(trace.clone())
-        .await;
+        let within = answer.with_context(trace.context());
+        within.instrument(trace.clone()).await
+    };
     let mut response = answered.unwrap_or_else(|_| {
         span.in_scope(|| tracing::error!("a handler panicked"));
         Failure::new(
