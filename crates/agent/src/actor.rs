@@ -130,29 +130,33 @@ impl Actor {
             self.hear_guest();
             let plan = planner::plan(&self.record.intent, &self.seen, self.now());
             self.publish(&plan);
-            match &plan {
-                Plan::WaitUntil { .. } | Plan::WaitForRoom => self.settle_record(),
-                Plan::Settled if self.record.intent.desired != Desired::Deleted => {
-                    self.settle_record();
-                }
-                Plan::Settled | Plan::Do(_) => {}
-            }
-            if let Plan::Do(_) = &plan {
-                self.change.begin(&self.record.intent, &self.shared.cause);
-            } else {
-                self.change.end();
-            }
             match plan {
-                Plan::Do(steps) => self.take(steps).await,
+                Plan::Do(steps) => {
+                    self.change.begin(&self.record.intent, &self.shared.cause);
+                    self.take(steps).await;
+                }
                 Plan::WaitUntil { at, .. } => {
+                    self.rest();
                     let left = Duration::try_from(at - self.now()).unwrap_or(Duration::ZERO);
                     self.wait(Some(left)).await;
                 }
-                Plan::WaitForRoom => self.wait_for_room().await,
+                Plan::WaitForRoom => {
+                    self.rest();
+                    self.wait_for_room().await;
+                }
                 Plan::Settled if self.record.intent.desired == Desired::Deleted => return,
-                Plan::Settled => self.wait(None).await,
+                Plan::Settled => {
+                    self.rest();
+                    self.wait(None).await;
+                }
             }
         }
+    }
+
+    /// There is nothing to be done for now: what could wait is done.
+    fn rest(&mut self) {
+        self.settle_record();
+        self.change.end();
     }
 
     /// Takes over a newer intent. It is on disk before anything is done about it.
@@ -397,14 +401,18 @@ impl Actor {
     }
 
     fn note_phase(&mut self, step: Step, took: Duration) {
-        let name = match step {
-            Step::RecordIntent => "record",
-            Step::EnsureImage => "image",
-            Step::EnsureDisk => "disk",
-            Step::EnsureNetwork => "network",
-            Step::StartVmm => "vmm",
-            Step::AttachGuest => "kernel",
-            Step::BootGuest => "guest",
+        match step {
+            Step::RecordIntent
+            | Step::EnsureImage
+            | Step::EnsureDisk
+            | Step::EnsureNetwork
+            | Step::StartVmm
+            | Step::AttachGuest
+            | Step::BootGuest => {
+                let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+                self.phases
+                    .insert(trace::step_name(step).to_owned(), millis);
+            }
             Step::Pause
             | Step::Resume
             | Step::ShutDownGuest
@@ -412,12 +420,8 @@ impl Actor {
             | Step::DestroyVmm
             | Step::ReleaseNetwork
             | Step::RemoveDisk
-            | Step::RemoveDirectory => return,
-        };
-        self.phases.insert(
-            name.to_owned(),
-            u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        );
+            | Step::RemoveDirectory => {}
+        }
     }
 
     fn apply(&mut self, effect: Effect) {

@@ -103,7 +103,7 @@ impl Change {
                 .with_attributes([KeyValue::new("clock", "guest, since its kernel started")])
                 .start_with_context(&tracer, parent)
         };
-        let whole = span("guest", 0, &parent);
+        let whole = span("guest boot", 0, &parent);
         let whole = parent.with_span(whole);
         let waited = report.config_millis.min(report.ready_millis);
         for (name, from, to) in [
@@ -129,7 +129,8 @@ pub(crate) fn failed(span: &Span, error: &PortError) {
     span.record("otel.status_description", error.sentence());
 }
 
-fn step_name(step: Step) -> &'static str {
+/// What a step is called, in traces and among the phases of a start.
+pub(crate) fn step_name(step: Step) -> &'static str {
     match step {
         Step::RecordIntent => "record",
         Step::EnsureImage => "image",
@@ -137,7 +138,7 @@ fn step_name(step: Step) -> &'static str {
         Step::EnsureNetwork => "network",
         Step::StartVmm => "vmm",
         Step::AttachGuest => "kernel",
-        Step::BootGuest => "guest ready",
+        Step::BootGuest => "guest",
         Step::Pause => "pause",
         Step::Resume => "resume",
         Step::ShutDownGuest => "shut down",

@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod auth;
+mod envelope;
 pub mod grpc;
 mod guard;
 pub mod http;

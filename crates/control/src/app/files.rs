@@ -2,7 +2,6 @@
 
 use super::{App, AppError, View};
 use futures::stream::BoxStream;
-use warren_api::Code;
 use warren_core::InstanceId;
 use warren_core::PortError;
 use warren_core::admission::{Admission, Operation, admit};
@@ -20,13 +19,10 @@ fn check_path(path: &str) -> Result<(), AppError> {
     let problem = match path {
         _ if !path.starts_with('/') => "must begin with /",
         _ if path.contains('\0') => "may not contain NUL",
-        _ if path.len() > LONGEST_PATH => "may have at most 4095 bytes",
+        _ if path.len() > LONGEST_PATH => "is longer than the kernel takes (4095 bytes)",
         _ => return Ok(()),
     };
-    Err(AppError::coded(
-        Code::InvalidField,
-        format!("a path inside an instance {problem}"),
-    ))
+    Err(AppError::field("path", problem))
 }
 
 impl App {

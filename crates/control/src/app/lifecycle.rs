@@ -82,17 +82,11 @@ impl App {
         wanted: &str,
         grace_seconds: u64,
     ) -> Result<View, AppError> {
-        let id = self.find(wanted, Prefixes::Refused)?.intent.id.clone();
-        let view = self.change(&id, move |view| {
-            if admitted(Operation::Stop, view)? == Admission::AlreadySo {
-                return Ok(None);
-            }
-            let mut intent = (*view.intent).clone();
-            intent.desired = Desired::Stopped;
-            intent.stop_grace_seconds = grace_seconds;
-            Ok(Some(intent))
-        });
-        self.until_stopped(view.await?).await
+        let keep = move |intent: &mut InstanceIntent| intent.stop_grace_seconds = grace_seconds;
+        let view = self
+            .wish_with(wanted, Operation::Stop, Desired::Stopped, keep)
+            .await?;
+        self.until_stopped(view).await
     }
 
     async fn until_stopped(&self, view: View) -> Result<View, AppError> {
@@ -126,16 +120,27 @@ impl App {
         operation: Operation,
         desired: Desired,
     ) -> Result<View, AppError> {
+        self.wish_with(wanted, operation, desired, |_| {}).await
+    }
+
+    /// With one more change, which is made only together with the wish.
+    async fn wish_with(
+        &self,
+        wanted: &str,
+        operation: Operation,
+        desired: Desired,
+        also: impl Fn(&mut InstanceIntent) + Send + Sync + 'static,
+    ) -> Result<View, AppError> {
         let id = self.find(wanted, Prefixes::Accepted)?.intent.id.clone();
         self.change(&id, move |view| {
             if admitted(operation, view)? == Admission::AlreadySo && view.intent.desired == desired
             {
                 return Ok(None);
             }
-            Ok(Some(InstanceIntent {
-                desired,
-                ..(*view.intent).clone()
-            }))
+            let mut intent = (*view.intent).clone();
+            intent.desired = desired;
+            also(&mut intent);
+            Ok(Some(intent))
         })
         .await
     }

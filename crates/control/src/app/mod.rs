@@ -56,6 +56,8 @@ use warren_core::state::StateName;
 use warren_core::{InstanceId, PortError};
 use warren_crashpoint::reached;
 
+/// What a client is told of whom no more shall be known than the log does.
+pub(crate) const PANICKED: &str = "something went wrong inside the server; its log has the cause";
 /// Tries against others who change the same record.
 const CONTENTION_TRIES: u32 = 8;
 
@@ -164,10 +166,7 @@ impl App {
         let work = work.in_current_span().with_current_context();
         self.0.tasks.spawn(work).await.unwrap_or_else(|error| {
             tracing::error!(%error, "a use case panicked");
-            Err(AppError::coded(
-                Code::Internal,
-                "something went wrong inside the server; its log has the cause",
-            ))
+            Err(AppError::coded(Code::Internal, PANICKED))
         })
     }
 

@@ -1,6 +1,6 @@
 //! Running commands. A command's standard input is empty: there is nothing in this API to fill it with.
 
-use super::LARGEST_MESSAGE;
+use super::LARGEST_CONTENT;
 use super::caller::Caller;
 use super::lifecycle::stopping;
 use super::refusal::invalid;
@@ -29,8 +29,6 @@ const LATE: Duration = Duration::from_secs(2);
 const TERMINAL: (u16, u16) = (24, 80);
 /// The trailing metadata that has the exit code.
 const EXIT_CODE: &str = "exit-code";
-/// What of a message is not output.
-const OVERHEAD: usize = 64 << 10;
 
 /// A command on its way.
 struct Running {
@@ -167,7 +165,7 @@ pub(super) async fn run(
 }
 
 fn fits(length: usize) -> Result<(), Status> {
-    if length <= LARGEST_MESSAGE - OVERHEAD {
+    if length <= LARGEST_CONTENT {
         return Ok(());
     }
     Err(Status::resource_exhausted(
@@ -276,8 +274,8 @@ mod tests {
 
     #[test]
     fn output_beyond_a_message_is_refused() {
-        assert!(fits(LARGEST_MESSAGE - OVERHEAD).is_ok());
-        let refused = fits(LARGEST_MESSAGE).unwrap_err();
+        assert!(fits(LARGEST_CONTENT).is_ok());
+        let refused = fits(LARGEST_CONTENT + 1).unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted);
         assert!(refused.message().contains("ExecuteCommandStream"));
     }

@@ -1,11 +1,11 @@
-//! What happens around every call: an id, a span, who may come in, a caught panic. Who calls is known before a byte of
-//! the message is read.
+//! What happens around every call: who may come in is known before a byte of the message is read.
 
 use super::caller::Caller;
 use super::lifecycle::stopping;
 use super::refusal;
+use crate::app::PANICKED;
 use crate::auth::Auth;
-use crate::http::{REQUEST_ID, request_id, trace};
+use crate::envelope::Envelope;
 use crate::{App, guard};
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
@@ -13,19 +13,13 @@ use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
-use futures::FutureExt;
 use hyper::body::Frame;
-use opentelemetry::context::FutureExt as _;
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
-use tracing::Instrument;
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Where the calls of the service are.
 const SERVICE: &str = "/container.ContainerService/";
@@ -42,34 +36,17 @@ fn refused(status: Status) -> Response {
 }
 
 pub(super) async fn wrap(State(gate): State<Gate>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let id = request_id(&request);
-    let path = request.uri().path().to_owned();
+    let path = request.uri().path();
     // A client may invent methods without end.
     let route = path
         .strip_prefix(SERVICE)
         .filter(|method| scope(method).is_some())
-        .map_or("other", |_| path.as_str());
-    let span = tracing::info_span!("call", request_id = id.to_str().unwrap_or_default(), %path);
-    let trace = trace(&request, route);
-    let answered = AssertUnwindSafe(next.run(request))
-        .catch_unwind()
-        .instrument(span.clone())
-        .with_context(trace.context())
-        .instrument(trace.clone())
-        .await;
-    let mut response = answered.unwrap_or_else(|_| {
-        span.in_scope(|| tracing::error!("a handler panicked"));
-        refused(Status::internal(
-            "something went wrong inside the server; its log has the cause",
-        ))
-    });
-    response.headers_mut().insert(REQUEST_ID, id);
-    let took = started.elapsed();
-    let status = response.status().as_u16();
-    trace.record("http.response.status_code", status);
-    gate.app.0.metrics.answered("POST", route, status, took);
-    span.in_scope(|| tracing::debug!(took_ms = took.as_millis(), "answered"));
+        .map_or("other", |_| path)
+        .to_owned();
+    let envelope = Envelope::new(&request, route);
+    let answered = envelope.answer(request, next).await;
+    let mut response = answered.unwrap_or_else(|| refused(Status::internal(PANICKED)));
+    envelope.close(&gate.app, &mut response);
     response
 }
 

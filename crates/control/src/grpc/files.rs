@@ -1,6 +1,6 @@
 //! Files of a VM, each whole in one message: larger ones are read in parts.
 
-use super::LARGEST_MESSAGE;
+use super::LARGEST_CONTENT;
 use super::caller::Caller;
 use super::refusal::invalid;
 use super::wire::{
@@ -18,8 +18,6 @@ use warren_core::ports::guest_files::{
     ReadRange, WriteFile,
 };
 
-/// What of a message is not content.
-const OVERHEAD: usize = 64 << 10;
 /// What of a listed file's entry is not text.
 const ENTRY_OVERHEAD: usize = 64;
 /// What is listed when nothing is said.
@@ -50,7 +48,7 @@ pub(super) async fn read(
     Ok(ReadFileResponse {
         content: content.freeze(),
         size: i64::try_from(info.size).unwrap_or(i64::MAX),
-        modified_time: seconds(&info),
+        modified_time: info.modified_seconds(),
         permissions: permissions_of(&info),
     })
 }
@@ -109,7 +107,7 @@ pub(super) async fn list(
     while let Some(file) = listed.next().await {
         let file = entry(directory, file.map_err(crate::app::AppError::Port)?);
         size += file.path.len() + file.name.len() + ENTRY_OVERHEAD;
-        if size > LARGEST_MESSAGE - OVERHEAD {
+        if size > LARGEST_CONTENT {
             return Err(Status::resource_exhausted(format!(
                 "{directory} has more files than fit in a message of 100 MB: list parts of it"
             )));
@@ -182,7 +180,7 @@ fn depth(recursive: bool) -> Depth {
 }
 
 fn fits(length: u64) -> Result<(), Status> {
-    if length <= (LARGEST_MESSAGE - OVERHEAD) as u64 {
+    if length <= LARGEST_CONTENT as u64 {
         return Ok(());
     }
     Err(Status::resource_exhausted(
@@ -194,10 +192,6 @@ fn pieces(mut content: Bytes) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || {
         (!content.is_empty()).then(|| content.split_to(content.len().min(PIECE)))
     })
-}
-
-fn seconds(info: &CoreInfo) -> i64 {
-    i64::try_from(info.modified_nanos.div_euclid(1_000_000_000)).unwrap_or_default()
 }
 
 fn permissions_of(info: &CoreInfo) -> i32 {
@@ -212,7 +206,7 @@ fn entry(directory: &str, file: ListedFile) -> FileInfo {
         path: format!("{}/{}", directory.trim_end_matches('/'), file.path),
         is_directory: file.info.kind == FileKind::Directory,
         size: i64::try_from(file.info.size).unwrap_or(i64::MAX),
-        modified_time: seconds(&file.info),
+        modified_time: file.info.modified_seconds(),
         permissions: permissions_of(&file.info),
     }
 }

@@ -99,7 +99,7 @@ async fn present(app: &App, id: &str) -> Result<Vec<u8>, AppError> {
                 content.extend_from_slice(&piece?);
             }
         }
-        Err(AppError::Port(error)) if error.code == FileFault::NotFound.code() => {}
+        Err(AppError::Port(error)) if FileFault::of(&error) == Some(FileFault::NotFound) => {}
         Err(error) => return Err(error),
     }
     Ok(content)

@@ -110,14 +110,10 @@ pub(super) async fn logs(
         None => everything(app.clone(), id, kept, wanted).boxed(),
         Some(tail) => last(app.clone(), id, kept, wanted, tail as usize).await?,
     };
-    // What is being followed ends with the server, and says so.
-    let ended = match wanted.follow {
-        Follow::No => stream::empty().boxed(),
-        Follow::Yes => stop.map(|()| Err(stopping())).into_stream().boxed(),
-    };
     Ok(match wanted.follow {
         Follow::No => lines,
-        Follow::Yes => until(lines, ended),
+        // What is being followed ends with the server, and says so.
+        Follow::Yes => until(lines, stop.map(|()| Err(stopping())).into_stream().boxed()),
     })
 }
 

@@ -45,6 +45,9 @@ const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/container.b
 /// The largest message, bytes, in both directions.
 pub const LARGEST_MESSAGE: usize = 100 << 20;
 
+/// How much of that may be a file or what a command has said: the rest is for everything else in a message.
+const LARGEST_CONTENT: usize = LARGEST_MESSAGE - (64 << 10);
+
 /// The service's name in `grpc.health.v1`, beside the empty one and its own.
 pub const HEALTH_NAME: &str = "container-grpc";
 

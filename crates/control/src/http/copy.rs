@@ -4,21 +4,21 @@
 //! breaks off is a failed one, and leaves no half file under its name.
 
 use super::Http;
-use super::exec::upgrade;
 use super::extract::{Id, Params, bad_query};
 use super::reply::{Reply, json};
+use super::websocket::{BRIEF, PING, SILENCE, first_frame, stopping, upgrade};
 use crate::app::{App, AppError};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
-use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, timeout};
+use warren_api::convert::ConvertError;
 use warren_api::{
     Code, CopyDirection, CopyFormat, CopyHeader, CopyMessage, CopyResult, CopyStart, PathInfo,
     Problem,
@@ -30,12 +30,6 @@ use warren_core::ports::guest_files::{
     TreeOwners, UnpackTree, WriteFile,
 };
 
-/// How long the first frame may take, and a farewell.
-const BRIEF: Duration = Duration::from_secs(10);
-/// A peer that sends or takes nothing for this long has gone.
-const SILENCE: Duration = Duration::from_secs(300);
-/// Pings keep what stands between both from taking them for gone.
-const PING: Duration = Duration::from_secs(30);
 /// Pieces that wait for the guest.
 const WAITING: usize = 4;
 
@@ -54,18 +48,12 @@ pub(super) async fn stat(State(http): State<Http>, Id(id): Id, mut params: Param
         .ok_or_else(|| bad_query("path", "is needed"))?;
     let follow = params.parsed::<bool>("follow_links", "true or false")?;
     params.finish()?;
-    if !path.starts_with('/') || path.contains('\0') || path.len() > 4095 {
-        return Err(bad_query(
-            "path",
-            "must begin with / and have at most 4095 bytes",
-        ));
-    }
     let found = http
         .app
         .stat_file(&id, &path, last_link(follow.unwrap_or(false)));
     let info = match found.await {
         Ok(info) => path_info(info),
-        Err(AppError::Port(error)) => match file_fault(&error) {
+        Err(AppError::Port(error)) => match FileFault::of(&error) {
             Some(FileFault::NotFound | FileFault::NotADirectory) => PathInfo::default(),
             Some(_) => PathInfo {
                 error: Some(error.sentence()),
@@ -73,15 +61,13 @@ pub(super) async fn stat(State(http): State<Http>, Id(id): Id, mut params: Param
             },
             None => return Err(AppError::Port(error).into()),
         },
+        // What is a field elsewhere is the query's here.
+        Err(AppError::Request(ConvertError::Field { field, problem })) => {
+            return Err(bad_query(field, problem));
+        }
         Err(error) => return Err(error.into()),
     };
     Ok(json(StatusCode::OK, &info))
-}
-
-fn file_fault(error: &PortError) -> Option<FileFault> {
-    FileFault::ALL
-        .into_iter()
-        .find(|fault| fault.code() == error.code)
 }
 
 fn last_link(follow: bool) -> LastLink {
@@ -124,13 +110,9 @@ pub(super) async fn copy(
     Ok(upgrade(socket)?
         .on_upgrade(move |socket| async move {
             let (mut sink, stream) = socket.split();
-            let stopping = app.stopping();
             let close = tokio::select! {
                 () = run(&app, &id, &mut sink, stream) => None,
-                () = stopping.cancelled() => Some(CloseFrame {
-                    code: close_code::RESTART,
-                    reason: "the server is stopping".into(),
-                }),
+                () = app.stopping().cancelled() => Some(stopping()),
             };
             // A client that went away does not hear it.
             let _ = timeout(BRIEF, sink.send(Message::Close(close))).await;
@@ -139,9 +121,7 @@ pub(super) async fn copy(
 }
 
 async fn run(app: &App, id: &str, sink: &mut Sink, mut stream: SplitStream<WebSocket>) {
-    let start = timeout(BRIEF, first_frame(&mut stream)).await;
-    let start = start.unwrap_or_else(|_| Err("the first frame did not come in time".to_owned()));
-    let start = match start {
+    let start: CopyStart = match first_frame(&mut stream, "a CopyStart").await {
         Ok(start) => start,
         Err(problem) => return fail(sink, AppError::coded(Code::InvalidBody, problem), None).await,
     };
@@ -170,24 +150,6 @@ async fn run(app: &App, id: &str, sink: &mut Sink, mut stream: SplitStream<WebSo
                 }
                 Err(Broken::Copy(error)) => fail(sink, error, Some(start.guest_path)).await,
                 Err(Broken::Client) => {}
-            }
-        }
-    }
-}
-
-async fn first_frame(stream: &mut SplitStream<WebSocket>) -> Result<CopyStart, String> {
-    loop {
-        match stream.next().await {
-            Some(Ok(Message::Text(text))) => {
-                return serde_json::from_str(&text)
-                    .map_err(|e| format!("the first frame is not what it should be: {e}"));
-            }
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Binary(_))) => {
-                return Err("the first frame must be text: a CopyStart".to_owned());
-            }
-            Some(Ok(Message::Close(_)) | Err(_)) | None => {
-                return Err("the connection closed before its first frame".to_owned());
             }
         }
     }
@@ -298,6 +260,7 @@ async fn send_file(
         // Nothing could be made of it elsewhere.
         FileKind::Other => return Ok(()),
     };
+    let mtime = info.modified_seconds();
     let header = CopyHeader {
         path: name,
         mode: info.mode,
@@ -308,7 +271,7 @@ async fn send_file(
             Some(_) => info.size,
             None => 0,
         },
-        mtime: i64::try_from(info.modified_nanos.div_euclid(1_000_000_000)).unwrap_or(0),
+        mtime,
         uid: info.uid,
         gid: info.gid,
     };

@@ -4,6 +4,7 @@
 use super::Http;
 use super::extract::{Id, Params, bad_query};
 use super::reply::{Failure, Reply};
+use super::websocket::{BRIEF, PING, SILENCE, first_frame, stopping, upgrade};
 use crate::app::{App, AppError};
 use axum::body::Bytes;
 use axum::extract::State;
@@ -21,16 +22,8 @@ use warren_core::ports::host_link::{
     ExecCommand, ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream,
 };
 
-/// How long the first frame may take.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// A frame from a client may be this large.
-const LONGEST_FRAME: usize = 1 << 20;
 /// Frames of output are cut to this.
 const OUTPUT_FRAME: usize = 64 << 10;
-/// Pings find peers that went away without a word.
-const PING: Duration = Duration::from_secs(30);
-/// A client that takes nothing for this long while there is output has gone.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// The longest wait for an instance to run.
 const LONGEST_PATIENCE: u64 = 600;
 /// What a terminal is where nobody says.
@@ -52,23 +45,6 @@ fn outputs(params: &mut Params) -> Result<Outputs, Failure> {
         Some("separate") => Ok(Outputs::Separate),
         Some(_) => Err(bad_query("stderr", "must be merged or separate")),
     }
-}
-
-pub(super) fn upgrade(
-    socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<WebSocketUpgrade, Failure> {
-    socket
-        .map(|socket| {
-            socket
-                .max_message_size(LONGEST_FRAME)
-                .max_frame_size(LONGEST_FRAME)
-        })
-        .map_err(|e| {
-            Failure::new(
-                Code::UpgradeRequired,
-                format!("this route is a WebSocket: {}", e.body_text()),
-            )
-        })
 }
 
 /// Run a command in an instance
@@ -135,9 +111,7 @@ pub(super) async fn attach(
 
 async fn run_exec(app: App, id: String, mut socket: WebSocket, outputs: Outputs) {
     let start = tokio::select! {
-        start = timeout(START_TIMEOUT, first_frame(&mut socket)) => start.unwrap_or_else(|_| {
-            Err("the first frame did not come in time".to_owned())
-        }),
+        start = first_frame(&mut socket, "an ExecStart") => start,
         () = app.stopping().cancelled() => Err("the server is stopping".to_owned()),
     };
     let session = match start.map(command) {
@@ -145,24 +119,6 @@ async fn run_exec(app: App, id: String, mut socket: WebSocket, outputs: Outputs)
         Ok((command, patience)) => app.exec(&id, command, patience).await,
     };
     relay(&app, socket, session, outputs).await;
-}
-
-async fn first_frame(socket: &mut WebSocket) -> Result<ExecStart, String> {
-    loop {
-        match socket.recv().await {
-            Some(Ok(Message::Text(text))) => {
-                return serde_json::from_str(&text)
-                    .map_err(|e| format!("the first frame is not what it should be: {e}"));
-            }
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Binary(_))) => {
-                return Err("the first frame must be text: an ExecStart".to_owned());
-            }
-            Some(Ok(Message::Close(_)) | Err(_)) | None => {
-                return Err("the connection closed before its first frame".to_owned());
-            }
-        }
-    }
 }
 
 fn command(start: ExecStart) -> (ExecCommand, Duration) {
@@ -203,11 +159,8 @@ async fn relay(
                 () = read(stream, input) => {}
                 () = app.stopping().cancelled() => {
                     drop(writing);
-                    let close = CloseFrame {
-                        code: close_code::RESTART,
-                        reason: "the server is stopping".into(),
-                    };
-                    let _ = timeout(Duration::from_secs(1), sink.send(Message::Close(Some(close)))).await;
+                    let close = Message::Close(Some(stopping()));
+                    let _ = timeout(Duration::from_secs(1), sink.send(close)).await;
                 }
             }
         }
@@ -236,7 +189,7 @@ async fn finish(sink: &mut SplitSink<WebSocket, Message>, exit: ExecExit) {
         .await
     };
     // A client that went away does not hear it.
-    let _ = timeout(START_TIMEOUT, last).await;
+    let _ = timeout(BRIEF, last).await;
 }
 
 async fn write(
@@ -250,7 +203,7 @@ async fn write(
             next = output.next() => next,
             _ = pings.tick() => {
                 let ping = sink.send(Message::Ping(Bytes::new()));
-                if !matches!(timeout(WRITE_TIMEOUT, ping).await, Ok(Ok(()))) {
+                if !matches!(timeout(SILENCE, ping).await, Ok(Ok(()))) {
                     return;
                 }
                 continue;
@@ -260,7 +213,7 @@ async fn write(
             Some(Ok(ExecOutput::Data(stream, bytes))) => {
                 for piece in pieces(bytes) {
                     let frame = Message::Binary(framed(stream, piece, outputs));
-                    if !matches!(timeout(WRITE_TIMEOUT, sink.send(frame)).await, Ok(Ok(()))) {
+                    if !matches!(timeout(SILENCE, sink.send(frame)).await, Ok(Ok(()))) {
                         return;
                     }
                 }

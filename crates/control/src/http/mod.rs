@@ -16,6 +16,7 @@ mod sse;
 mod system;
 mod unserved;
 mod upkeep;
+mod websocket;
 
 use crate::{App, Auth, ContainerService, grpc};
 use axum::Router;
@@ -26,7 +27,6 @@ use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(crate) use envelope::{REQUEST_ID, request_id, trace};
 pub use spec::document;
 
 /// What every handler sees.

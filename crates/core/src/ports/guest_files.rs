@@ -95,6 +95,14 @@ impl FileFault {
         }
     }
 
+    /// Which one an error is; `None` for an error of another kind.
+    #[must_use]
+    pub fn of(error: &PortError) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|fault| fault.code() == error.code)
+    }
+
     /// The error that tells of it in `words`.
     #[must_use]
     pub fn error(self, words: impl Into<String>) -> PortError {
@@ -141,6 +149,14 @@ pub struct FileInfo {
     pub modified_nanos: i128,
     /// Where a symbolic link leads: unchecked, invalid UTF-8 replaced.
     pub link_target: Option<String>,
+}
+
+impl FileInfo {
+    /// The second in which it was changed last, since 1970.
+    #[must_use]
+    pub fn modified_seconds(&self) -> i64 {
+        i64::try_from(self.modified_nanos.div_euclid(1_000_000_000)).unwrap_or_default()
+    }
 }
 
 /// One file of a listing.
@@ -320,5 +336,9 @@ mod tests {
         let codes: BTreeSet<_> = FileFault::ALL.iter().map(|fault| fault.code()).collect();
         assert_eq!(codes.len(), FileFault::ALL.len());
         assert_eq!(FileFault::NoSpace.error("full").class, ErrorClass::NoSpace);
+        for fault in FileFault::ALL {
+            assert_eq!(FileFault::of(&fault.error("no")), Some(fault));
+        }
+        assert_eq!(FileFault::of(&PortError::bug("other", "no")), None);
     }
 }

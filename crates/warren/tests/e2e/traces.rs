@@ -111,13 +111,7 @@ fn one_create_is_one_trace(name: &str, environment: &[(&str, &str)], guest: &[&s
     assert_eq!(change.trace_id, TRACE);
     assert_eq!(change.parent_span_id, request.span_id);
     for step in [
-        "record",
-        "image",
-        "disk",
-        "network",
-        "vmm",
-        "kernel",
-        "guest ready",
+        "record", "image", "disk", "network", "vmm", "kernel", "guest",
     ] {
         let span = collector.wait_for(step);
         assert_eq!(span.trace_id, TRACE, "{step}");
@@ -146,14 +140,14 @@ fn one_create_is_one_trace(name: &str, environment: &[(&str, &str)], guest: &[&s
 #[test]
 fn a_create_is_one_trace_from_the_callers_request_on() {
     const NAME: &str = "e2e::a_create_is_one_trace_from_the_callers_request_on";
-    one_create_is_one_trace(NAME, &[("WARREN_HYPERVISORS", "[fake]")], &["guest"]);
+    one_create_is_one_trace(NAME, &[("WARREN_HYPERVISORS", "[fake]")], &["guest boot"]);
 }
 
 #[test]
 fn a_real_guests_boot_is_part_of_the_trace() {
     const NAME: &str = "e2e::a_real_guests_boot_is_part_of_the_trace";
     let boot = [
-        "guest",
+        "guest boot",
         "guest: kernel",
         "guest: channel",
         "guest: root mounted",

@@ -3,7 +3,7 @@
 //! The disk is on a thread of its own, and the connection on this one; between them are a few pieces, so that whoever is slower
 //! makes the other one wait.
 
-use super::delivery::Arriving;
+use super::delivery::{Arriving, Ended, about, deliver};
 use super::{Outcome, Session};
 use crate::cli::args::{CopyArgs, OutputFormat};
 use crate::cli::failure::CliError;
@@ -70,12 +70,6 @@ struct Copied {
     bytes: u64,
 }
 
-/// How the transfer ended that did not fail.
-enum Ended<T> {
-    Whole(T),
-    Interrupted(i32),
-}
-
 /// `warren cp`
 pub(super) async fn copy(session: &Session, args: CopyArgs) -> Outcome {
     let ended = match (place(&args.source), place(&args.destination)) {
@@ -133,10 +127,6 @@ pub(super) async fn copy(session: &Session, args: CopyArgs) -> Outcome {
 
 /// Entries where they were counted, and bytes.
 type Counted = (Option<u64>, u64);
-
-fn about(path: &Path) -> impl Fn(io::Error) -> CliError + '_ {
-    super::delivery::about(path)
-}
 
 fn start(direction: CopyDirection, path: &str) -> CopyStart {
     CopyStart {
@@ -323,7 +313,7 @@ fn unpacking(to: &Path, error: UnpackError) -> CliError {
     }
 }
 
-/// Hands everything that comes to `take` on a thread of its own.
+/// Hands everything that comes to `take`, on a thread of its own.
 async fn receive(
     session: &Session,
     instance: &str,
@@ -331,36 +321,10 @@ async fn receive(
     bar: &ProgressBar,
     take: impl FnOnce(&mut Arriving) -> Result<Counted, CliError> + Send + 'static,
 ) -> Result<Ended<Counted>, CliError> {
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Signals)?;
-    let mut download = session.client.copy_from(instance, start).await?;
-    let (to, from) = mpsc::channel(WAITING);
-    let taker = tokio::task::spawn_blocking(move || take(&mut Arriving::from(from)));
-    let feed = async {
-        while let Some(piece) = download.next().await? {
-            bar.inc(piece.len() as u64);
-            // A taker that went away has an error to tell.
-            if to.send(piece).await.is_err() {
-                break;
-            }
-        }
-        Ok::<_, CliError>(())
-    };
-    let fed = tokio::select! {
-        fed = feed => fed.map(|()| None),
-        _ = interrupt.recv() => Ok(Some(2)),
-        _ = terminate.recv() => Ok(Some(15)),
-    };
-    // What was half taken is taken away again before this ends.
-    drop(to);
-    let taken = taker
-        .await
-        .map_err(|error| CliError::plain(error.to_string()))?;
+    let download = session.client.copy_from(instance, start).await?;
+    let ended = deliver(download, bar, take).await;
     bar.finish_and_clear();
-    match fed? {
-        Some(signal) => Ok(Ended::Interrupted(signal)),
-        None => taken.map(Ended::Whole),
-    }
+    ended
 }
 
 async fn from_stdin(

@@ -13,10 +13,40 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use warren_api::client::Download;
+use warren_api::client::{ClientError, CopyDownload, Download};
 
 /// Pieces that wait for their taker.
 const WAITING: usize = 16;
+
+/// What comes piece by piece.
+pub(super) trait Incoming {
+    /// The next piece; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError>;
+
+    /// How much it is, where that was said before.
+    fn size(&self) -> Option<u64>;
+}
+
+impl Incoming for Download {
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        self.chunk().await
+    }
+
+    fn size(&self) -> Option<u64> {
+        Download::size(self)
+    }
+}
+
+impl Incoming for CopyDownload {
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        CopyDownload::next(self).await
+    }
+
+    /// Its end is said.
+    fn size(&self) -> Option<u64> {
+        None
+    }
+}
 
 /// How a transfer ended that did not fail.
 pub(super) enum Ended<T> {
@@ -78,7 +108,7 @@ pub(super) fn about(path: &Path) -> impl Fn(io::Error) -> CliError + '_ {
 /// Hands everything that comes to `take`, which removes nothing: what it made is taken away by the caller when this fails or was
 /// interrupted.
 pub(super) async fn deliver<T: Send + 'static>(
-    mut download: Download,
+    mut download: impl Incoming,
     bar: &ProgressBar,
     take: impl FnOnce(&mut Arriving) -> Result<T, CliError> + Send + 'static,
 ) -> Result<Ended<T>, CliError> {
@@ -103,12 +133,12 @@ pub(super) async fn deliver<T: Send + 'static>(
 }
 
 async fn feed(
-    download: &mut Download,
+    download: &mut impl Incoming,
     to: &mpsc::Sender<Bytes>,
     bar: &ProgressBar,
 ) -> Result<(), CliError> {
     let mut came = 0;
-    while let Some(piece) = download.chunk().await? {
+    while let Some(piece) = download.next().await? {
         came += piece.len() as u64;
         bar.set_position(came);
         // A taker that went away has an error to tell.
