@@ -10,7 +10,7 @@ use warren_fuzz::{in_memory, limits, open_up};
 use warren_image::erofs;
 use warren_image::fuzzing::{has_changes, write_changes};
 use warren_image::merge::Merge;
-use warren_image::tar;
+use warren_tar as tar;
 
 /// A layer may be as large as the disk's files say, which take no room on it.
 const LAYER: usize = 4 << 20;

@@ -198,17 +198,14 @@ impl Vm {
 
         let key = AttachKey::random();
         let append = format!("console=ttyS0 quiet reboot=t panic=-1 warren.attach={key}");
-        // A distribution's virtio_mmio finds its devices in ACPI's tables only; with those the kernel does
-        // not set up the old timer and dies of its first tick, and without it has to be told the TSC's rate.
-        let (machine, append) = match kernel.modules {
+        // A distribution's kernel finds its devices on PCI only, or in a microvm's ACPI tables, which QEMU puts where the initrd
+        // ends and may write that over.
+        let (machine, bus) = match kernel.modules {
             None => (
                 "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=on",
-                append,
+                "device",
             ),
-            Some(_) => (
-                "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=on",
-                format!("{append} tsc_early_khz={}", tsc_khz()),
-            ),
+            Some(_) => ("pc,usb=off,vmport=off,hpet=off", "pci"),
         };
         let process = Command::new("qemu-system-x86_64")
             .args(["-M", machine])
@@ -237,7 +234,7 @@ impl Vm {
                 &path("initrd"),
             ])
             .args(["-append", &append])
-            .args(["-device", "virtio-serial-device"])
+            .args(["-device", &format!("virtio-serial-{bus}")])
             .args([
                 "-chardev",
                 &format!("socket,id=ch,path={},server=on,wait=off", path("ch")),
@@ -250,16 +247,16 @@ impl Vm {
                     path("root.erofs")
                 ),
             ])
-            .args(["-device", "virtio-blk-device,drive=r"])
+            .args(["-device", &format!("virtio-blk-{bus},drive=r")])
             .args([
                 "-drive",
                 &format!("id=u,if=none,format=raw,file={}", path("upper.ext4")),
             ])
-            .args(["-device", "virtio-blk-device,drive=u"])
+            .args(["-device", &format!("virtio-blk-{bus},drive=u")])
             .args(["-netdev", "user,id=n,restrict=on"])
             .args([
                 "-device",
-                "virtio-net-device,netdev=n,mac=52:54:00:12:34:56",
+                &format!("virtio-net-{bus},netdev=n,mac=52:54:00:12:34:56"),
             ])
             .stdin(Stdio::null())
             .stderr(fs::File::create(path("qemu.err")).unwrap())
@@ -304,16 +301,6 @@ impl Vm {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-}
-
-/// The rate at which TCG lets a guest's TSC run: the host's.
-fn tsc_khz() -> u64 {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap();
-    let rate = text
-        .lines()
-        .find_map(|line| line.strip_prefix("cpu MHz")?.split(':').nth(1));
-    let mhz: f64 = rate.unwrap().trim().parse().unwrap();
-    (mhz * 1000.0) as u64
 }
 
 /// A busybox image with the awkward things real images have.

@@ -5,7 +5,7 @@
 //! was checked. Called through the ports `Images` and `Volumes` of `warren-core`.
 //!
 //! The path of an image: `source` says which layers there are and brings their bytes, `pipeline` verifies and
-//! decompresses them, `tar` and `merge` make one tree of them, `erofs` writes it, `store` publishes it. The way back, from what
+//! decompresses them, `merge` makes one tree of them, `erofs` writes it, `store` publishes it. The way back, from what
 //! a guest wrote to a layer: `ext4` reads its disk, `changes` makes an archive of it, and the rest is the same path.
 
 mod changes;
@@ -22,7 +22,6 @@ pub mod merge;
 pub mod pipeline;
 pub mod source;
 pub mod store;
-pub mod tar;
 pub mod volumes;
 
 pub use changes::ChangesError;

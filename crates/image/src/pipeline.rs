@@ -17,7 +17,7 @@ use crate::decompress::Decoder;
 use crate::digest::{Digest, Hasher};
 use crate::limits::{LimitExceeded, Limits, Meter, Stop};
 use crate::merge::{Merge, MergeError, Merged};
-use crate::tar::TarError;
+use warren_tar::TarError;
 
 /// Uncompressed bytes in one message, and messages under way.
 const BUFFER: usize = 256 << 10;

@@ -18,8 +18,8 @@ use warren_core::ports::Images as _;
 use warren_core::ports::images::LoadRequest;
 use warren_image::merge::MergeError;
 use warren_image::pipeline::{ConvertError, LayerInput};
-use warren_image::tar::TarError;
 use warren_image::{Digest, ImageStore, LimitExceeded, Limits, Options};
+use warren_tar::TarError;
 
 fn refused(archives: Vec<Vec<u8>>) -> ConvertError {
     let work = tempfile::tempdir().unwrap();

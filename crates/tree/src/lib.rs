@@ -3,13 +3,11 @@
 //! - [`root`]: paths that are resolved by the kernel within a directory (openat2), whatever links they meet.
 //! - [`new_file`]: files that stand under their name whole or not at all.
 //! - [`walk`]: everything in a directory, one by one.
-//! - [`archive`]: tar streams, entry by entry.
 //! - [`pack`] and [`unpack`]: a tree becomes a tar stream, and a tar stream a tree.
 //!
 //! It is used on both ends of a copy: by the agent in a guest, and by whoever takes in what a guest has sent. It runs no
 //! future, and knows nothing of the rest of Warren. Linux only.
 
-pub mod archive;
 pub mod new_file;
 pub mod pack;
 pub mod root;

@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
+use warren_tar::{Entry, EntryKind, Segment, Timestamp, Writer};
 
-use crate::archive::{
-    ArchiveError, ArchiveWriter, Attribute, DeviceClass, EXTENTS, Entry, Extent, Kind, Modified,
-};
 use crate::root::Spot;
 use crate::walk::{Met, Walk};
 
 /// Bytes that are read of a file at a time.
 const PIECE: usize = 256 * 1024;
+/// Pieces of a sparse file that are told apart: what lies behind so many of them counts as written.
+const SEGMENTS: usize = 16 * 1024;
 
 /// Why a tree could not be packed.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +37,9 @@ pub enum PackError {
         /// Relative to what was packed.
         path: PathBuf,
     },
-    /// The archive.
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
+    /// The stream that the archive goes to.
+    #[error("the archive cannot be written")]
+    Archive(#[from] std::io::Error),
 }
 
 /// What went into an archive.
@@ -49,12 +49,15 @@ pub struct Packed {
     pub entries: u64,
     /// Bytes of content.
     pub bytes: u64,
-    /// Sockets, which nothing can be made of elsewhere.
+    /// Sockets, which nothing can be made of elsewhere, and attributes with a name that no archive can hold.
     pub skipped: u64,
 }
 
+/// Name and value.
+type Attribute = (Vec<u8>, Vec<u8>);
+
 struct Packing<W> {
-    archive: ArchiveWriter<W>,
+    archive: Writer<W>,
     name: Vec<u8>,
     /// Paths of files that have more names, by device and inode, and how many names are still to come.
     linked: HashMap<(u64, u64), (Vec<u8>, u64)>,
@@ -69,7 +72,7 @@ struct Packing<W> {
 /// See [`PackError`].
 pub fn pack<W: Write>(spot: &Spot, name: &[u8], out: W) -> Result<(Packed, W), PackError> {
     let mut packing = Packing {
-        archive: ArchiveWriter::new(out),
+        archive: Writer::new(out),
         name: name.to_vec(),
         linked: HashMap::new(),
         buffer: vec![0; PIECE],
@@ -86,7 +89,8 @@ pub fn pack<W: Write>(spot: &Spot, name: &[u8], out: W) -> Result<(Packed, W), P
         );
         packing.inside(directory.map_err(failed(top))?)?;
     }
-    let out = packing.archive.finish()?;
+    let mut out = packing.archive.finish()?;
+    out.flush()?;
     Ok((packing.packed, out))
 }
 
@@ -141,22 +145,22 @@ impl<W: Write> Packing<W> {
         let fail = failed(path);
         let mut entry = Entry {
             path: self.name_of(path),
-            kind: Kind::Fifo,
-            mode: stat.st_mode & 0o7777,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            modified: Modified {
+            kind: EntryKind::Fifo,
+            mode: (stat.st_mode & 0o7777) as u16,
+            uid: stat.st_uid.into(),
+            gid: stat.st_gid.into(),
+            mtime: Timestamp {
                 seconds: stat.st_mtime,
-                nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+                nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
             },
-            attributes: Vec::new(),
+            xattrs: Vec::new(),
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind != FileType::Directory
             && stat.st_nlink > 1
             && let Some(target) = self.earlier_name(&entry.path, stat)
         {
-            entry.kind = Kind::HardLink { target };
+            entry.kind = EntryKind::HardLink(target);
             return self.write(&entry);
         }
         entry.kind = match kind {
@@ -170,25 +174,23 @@ impl<W: Write> Packing<W> {
             }
             FileType::Directory => {
                 let opened = open(directory, name, OFlags::DIRECTORY).map_err(fail)?;
-                entry.attributes = attributes(&opened).map_err(fail)?;
+                entry.xattrs = self.attributes(&opened).map_err(fail)?;
                 entry.path.push(b'/');
-                Kind::Directory
+                EntryKind::Directory
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(directory, name, Vec::new()).map_err(fail)?;
-                Kind::Symlink {
-                    target: target.into_bytes(),
+                EntryKind::Symlink(target.into_bytes())
+            }
+            FileType::Fifo => EntryKind::Fifo,
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                let device = stat.st_rdev;
+                let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+                match kind {
+                    FileType::BlockDevice => EntryKind::Block(major, minor),
+                    _ => EntryKind::Character(major, minor),
                 }
             }
-            FileType::Fifo => Kind::Fifo,
-            device @ (FileType::BlockDevice | FileType::CharacterDevice) => Kind::Device {
-                class: match device {
-                    FileType::BlockDevice => DeviceClass::Block,
-                    _ => DeviceClass::Character,
-                },
-                major: rustix::fs::major(stat.st_rdev),
-                minor: rustix::fs::minor(stat.st_rdev),
-            },
             _ => {
                 self.packed.skipped += 1;
                 return Ok(());
@@ -228,36 +230,44 @@ impl<W: Write> Packing<W> {
         }
     }
 
+    fn attributes(&mut self, file: impl AsFd) -> Result<Vec<Attribute>, Errno> {
+        let mut found = attributes(file)?;
+        let before = found.len();
+        found.retain(|(name, _)| !name.contains(&b'='));
+        self.packed.skipped += (before - found.len()) as u64;
+        Ok(found)
+    }
+
     fn file(&mut self, file: &File, mut entry: Entry, path: &Path) -> Result<(), PackError> {
         let fail = failed(path);
         // Of what was opened, not of what had its name before.
         let stat = rustix::fs::fstat(file).map_err(fail)?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         let on_disk = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-        let extents = match on_disk < size {
+        let segments = match on_disk < size {
             true => data_of(file, size).map_err(fail)?,
             false => None,
         };
-        entry.attributes = attributes(file).map_err(fail)?;
-        let whole = [Extent {
+        entry.xattrs = self.attributes(file).map_err(fail)?;
+        let whole = [Segment {
             offset: 0,
             length: size,
         }];
-        let pieces = extents.clone();
-        entry.kind = Kind::File { size, extents };
+        let pieces = segments.clone();
+        entry.kind = EntryKind::File { size, segments };
         self.write(&entry)?;
-        for extent in pieces.as_deref().unwrap_or(&whole) {
-            self.content(file, *extent, path)?;
+        for segment in pieces.as_deref().unwrap_or(&whole) {
+            self.content(file, *segment, path)?;
         }
         Ok(())
     }
 
-    fn content(&mut self, file: &File, extent: Extent, path: &Path) -> Result<(), PackError> {
+    fn content(&mut self, file: &File, segment: Segment, path: &Path) -> Result<(), PackError> {
         let mut done = 0;
-        while done < extent.length {
-            let left = extent.length - done;
+        while done < segment.length {
+            let left = segment.length - done;
             let room = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
-            let read = match file.read_at(&mut self.buffer[..room], extent.offset + done) {
+            let read = match file.read_at(&mut self.buffer[..room], segment.offset + done) {
                 Ok(0) => {
                     return Err(PackError::Shrunk {
                         path: path.to_owned(),
@@ -272,7 +282,7 @@ impl<W: Write> Packing<W> {
                     });
                 }
             };
-            self.archive.content(&self.buffer[..read])?;
+            self.archive.write_all(&self.buffer[..read])?;
             done += read as u64;
             self.packed.bytes += read as u64;
         }
@@ -281,8 +291,8 @@ impl<W: Write> Packing<W> {
 }
 
 /// What of a file is no hole; `None` where that is all of it, or nobody can tell.
-fn data_of(file: &File, size: u64) -> Result<Option<Vec<Extent>>, Errno> {
-    let mut extents: Vec<Extent> = Vec::new();
+fn data_of(file: &File, size: u64) -> Result<Option<Vec<Segment>>, Errno> {
+    let mut segments: Vec<Segment> = Vec::new();
     let mut at = 0;
     while at < size {
         let begin = match rustix::fs::seek(file, SeekFrom::Data(at)) {
@@ -293,33 +303,24 @@ fn data_of(file: &File, size: u64) -> Result<Option<Vec<Extent>>, Errno> {
             Err(error) => return Err(error),
         };
         // Too many to tell apart: the rest counts as data.
-        let end = match extents.len() + 1 {
-            EXTENTS.. => size,
+        let end = match segments.len() + 1 {
+            SEGMENTS.. => size,
             _ => rustix::fs::seek(file, SeekFrom::Hole(begin))?.min(size),
         };
         if end <= begin {
             break;
         }
-        extents.push(Extent {
+        segments.push(Segment {
             offset: begin,
             length: end - begin,
         });
         at = end;
     }
-    let is_whole = matches!(extents.as_slice(), [Extent { offset: 0, length }] if *length == size);
-    if !is_whole
-        && extents
-            .last()
-            .is_none_or(|last| last.offset + last.length < size)
-    {
-        // Where it ends; GNU tar looks for it.
-        let end = Extent {
-            offset: size,
-            length: 0,
-        };
-        extents.push(end);
-    }
-    Ok((!is_whole).then_some(extents))
+    let whole = Segment {
+        offset: 0,
+        length: size,
+    };
+    Ok((segments != [whole]).then_some(segments))
 }
 
 /// All extended attributes; none where the file system has none.

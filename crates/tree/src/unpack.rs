@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -17,13 +17,13 @@ use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
 };
 use rustix::io::Errno;
+use warren_tar::{Entry, EntryKind, Reader, Segment, TarError, Timestamp};
 
-use crate::archive::{ArchiveError, ArchiveReader, DeviceClass, Entry, Extent, Kind, Modified};
 use crate::new_file::{NewFile, part_name};
 use crate::root::{Root, Spot, is_name};
 
-/// Bytes that are written at a time.
-const PIECE: usize = 256 * 1024;
+/// For the headers of one entry: attributes above all, of which Linux takes 64 KiB each.
+const HEADERS: u64 = 1 << 20;
 /// Directories in each other that are remembered until everything in them is there.
 const DEPTH: usize = 256;
 /// Things left out that are told by name.
@@ -77,7 +77,7 @@ pub enum UnpackError {
     },
     /// The archive.
     #[error(transparent)]
-    Archive(#[from] ArchiveError),
+    Archive(#[from] TarError),
 }
 
 /// What was made.
@@ -107,7 +107,6 @@ struct Unpacking<'r> {
     pending: Vec<Pending>,
     /// The directory of the last entry.
     last: Option<(PathBuf, Arc<OwnedFd>)>,
-    buffer: Vec<u8>,
     done: Unpacked,
 }
 
@@ -120,16 +119,15 @@ pub fn unpack(
     root: &Root,
     base: &Path,
     rules: Rules,
-    input: impl Read,
+    input: impl BufRead,
 ) -> Result<Unpacked, UnpackError> {
-    let mut archive = ArchiveReader::new(input);
+    let mut archive = Reader::new(input, HEADERS);
     let mut unpacking = Unpacking {
         root,
         base,
         rules,
         pending: Vec::new(),
         last: None,
-        buffer: vec![0; PIECE],
         done: Unpacked::default(),
     };
     let unpacked = loop {
@@ -139,7 +137,8 @@ pub fn unpack(
                     break Err(error);
                 }
             }
-            Ok(None) => break Ok(()),
+            Ok(None) if archive.is_whole() => break Ok(()),
+            Ok(None) => break Err(truncated()),
             Err(error) => break Err(error.into()),
         }
     };
@@ -149,9 +148,16 @@ pub fn unpack(
     let done = unpacking.done;
     // Whoever writes it may have filled it up.
     let mut rest = archive.into_inner();
-    let mut waste = [0; 8192];
-    while rest.read(&mut waste).map_err(ArchiveError::Io)? > 0 {}
-    Ok(done)
+    loop {
+        match rest.fill_buf().map_err(TarError::Read)?.len() {
+            0 => return Ok(done),
+            length => rest.consume(length),
+        }
+    }
+}
+
+fn truncated() -> UnpackError {
+    TarError::Read(ErrorKind::UnexpectedEof.into()).into()
 }
 
 fn failed(path: &Path) -> impl Fn(Errno) -> UnpackError + Copy + '_ {
@@ -178,16 +184,16 @@ fn steps(path: &[u8]) -> Option<PathBuf> {
 }
 
 impl Unpacking<'_> {
-    fn entry<R: Read>(
+    fn entry<R: BufRead>(
         &mut self,
         entry: Entry,
-        archive: &mut ArchiveReader<R>,
+        archive: &mut Reader<R>,
     ) -> Result<(), UnpackError> {
         let path = self.place(&entry.path)?;
         let shown = PathBuf::from(OsStr::from_bytes(&entry.path));
         let fail = failed(&shown);
         self.leave(&path)?;
-        if path == self.base && entry.kind == Kind::Directory {
+        if path == self.base && entry.kind == EntryKind::Directory {
             return self.top(entry, &path, &shown);
         }
         let spot = self.spot(&path).map_err(fail)?;
@@ -197,25 +203,25 @@ impl Unpacking<'_> {
             });
         }
         match &entry.kind {
-            Kind::File { size, extents } => {
+            EntryKind::File { size, segments } => {
                 let new = NewFile::at(spot).map_err(fail)?;
-                let written = self.content(&shown, new.file(), *size, extents.as_deref(), archive);
+                let written = self.content(&shown, new.file(), *size, segments.as_deref(), archive);
                 self.done.bytes += written?;
                 self.dress(&entry, new.file().as_fd(), &shown)?;
                 new.publish().map_err(fail)?;
             }
-            Kind::Directory => {
+            EntryKind::Directory => {
                 let opened = self.directory(&spot).map_err(fail)?;
                 self.enter(entry, path, opened, &shown)?;
             }
-            Kind::Symlink { target } => {
+            EntryKind::Symlink(target) => {
                 place_special(&spot, |name| {
                     rustix::fs::symlinkat(target.as_slice(), &spot.directory, name)?;
                     self.dress_special(&entry, &spot, name)
                 })
                 .map_err(fail)?;
             }
-            Kind::HardLink { target } => {
+            EntryKind::HardLink(target) => {
                 let target = self.place(target)?;
                 let first = self.root.spot(&target).map_err(fail)?;
                 place_special(&spot, |name| {
@@ -224,25 +230,25 @@ impl Unpacking<'_> {
                 })
                 .map_err(fail)?;
             }
-            Kind::Fifo | Kind::Device { .. } if self.rules.specials == Specials::LeftOut => {
+            EntryKind::Fifo | EntryKind::Character(..) | EntryKind::Block(..)
+                if self.rules.specials == Specials::LeftOut =>
+            {
                 self.leave_out(shown.clone());
                 return Ok(());
             }
-            Kind::Fifo => {
+            EntryKind::Fifo => {
                 self.special(&entry, &spot, FileType::Fifo, 0)
                     .map_err(fail)?;
             }
-            Kind::Device {
-                class,
-                major,
-                minor,
-            } => {
-                let kind = match class {
-                    DeviceClass::Block => FileType::BlockDevice,
-                    DeviceClass::Character => FileType::CharacterDevice,
-                };
+            EntryKind::Character(major, minor) => {
                 let device = rustix::fs::makedev(*major, *minor);
-                self.special(&entry, &spot, kind, device).map_err(fail)?;
+                self.special(&entry, &spot, FileType::CharacterDevice, device)
+                    .map_err(fail)?;
+            }
+            EntryKind::Block(major, minor) => {
+                let device = rustix::fs::makedev(*major, *minor);
+                self.special(&entry, &spot, FileType::BlockDevice, device)
+                    .map_err(fail)?;
             }
         }
         self.done.entries += 1;
@@ -342,38 +348,40 @@ impl Unpacking<'_> {
         first
     }
 
-    fn content<R: Read>(
+    fn content<R: BufRead>(
         &mut self,
         shown: &Path,
         file: &File,
         size: u64,
-        extents: Option<&[Extent]>,
-        archive: &mut ArchiveReader<R>,
+        segments: Option<&[Segment]>,
+        archive: &mut Reader<R>,
     ) -> Result<u64, UnpackError> {
-        let whole = [Extent {
+        let whole = [Segment {
             offset: 0,
             length: size,
         }];
         let mut written = 0;
-        for extent in extents.unwrap_or(&whole) {
+        for segment in segments.unwrap_or(&whole) {
             let mut done = 0;
-            while done < extent.length {
-                let left = extent.length - done;
-                let room = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
-                let read = archive.content(&mut self.buffer[..room])?;
-                if read == 0 {
-                    return Err(ArchiveError::Truncated.into());
+            while done < segment.length {
+                let left = segment.length - done;
+                let piece = archive.fill_buf().map_err(TarError::Read)?;
+                let length =
+                    usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
+                if length == 0 {
+                    return Err(truncated());
                 }
-                file.write_all_at(&self.buffer[..read], extent.offset + done)
+                file.write_all_at(&piece[..length], segment.offset + done)
                     .map_err(|source| UnpackError::File {
                         path: shown.to_owned(),
                         source,
                     })?;
-                done += read as u64;
+                archive.consume(length);
+                done += length as u64;
             }
-            written += extent.length;
+            written += segment.length;
         }
-        if extents.is_some() {
+        if segments.is_some() {
             rustix::fs::ftruncate(file, size).map_err(failed(shown))?;
         }
         Ok(written)
@@ -387,16 +395,16 @@ impl Unpacking<'_> {
         shown: &Path,
     ) -> Result<(), UnpackError> {
         let fail = failed(shown);
-        if let Some((user, group)) = self.owner(entry) {
+        if let Some((user, group)) = self.owner(entry).map_err(fail)? {
             rustix::fs::fchown(file, Some(user), Some(group)).map_err(fail)?;
         }
         let mode = match self.rules.owners {
-            Owners::Archived => entry.mode,
-            Owners::All(..) | Owners::Own => entry.mode & 0o1777,
+            Owners::Archived => u32::from(entry.mode),
+            Owners::All(..) | Owners::Own => u32::from(entry.mode & 0o1777),
         };
         rustix::fs::fchmod(file, Mode::from_raw_mode(mode)).map_err(fail)?;
         let mut refused = false;
-        for (name, value) in &entry.attributes {
+        for (name, value) in &entry.xattrs {
             if !self.keeps(name) {
                 continue;
             }
@@ -412,16 +420,21 @@ impl Unpacking<'_> {
         if refused {
             self.leave_out(shown.to_owned());
         }
-        rustix::fs::futimens(file, &times(entry.modified)).map_err(fail)
+        rustix::fs::futimens(file, &times(entry.mtime)).map_err(fail)
     }
 
-    fn owner(&self, entry: &Entry) -> Option<(Uid, Gid)> {
-        let (user, group) = match self.rules.owners {
-            Owners::Archived => (entry.uid, entry.gid),
-            Owners::All(user, group) => (user, group),
-            Owners::Own => return None,
+    fn owner(&self, entry: &Entry) -> Result<Option<(Uid, Gid)>, Errno> {
+        // Linux has no larger ones, and takes the largest for none.
+        let id = |id: u64| match u32::try_from(id) {
+            Ok(id) if id != u32::MAX => Ok(id),
+            _ => Err(Errno::INVAL),
         };
-        Some((Uid::from_raw(user), Gid::from_raw(group)))
+        let (user, group) = match self.rules.owners {
+            Owners::Archived => (id(entry.uid)?, id(entry.gid)?),
+            Owners::All(user, group) => (user, group),
+            Owners::Own => return Ok(None),
+        };
+        Ok(Some((Uid::from_raw(user), Gid::from_raw(group))))
     }
 
     /// Whether an attribute is one to keep. What an overlay has written for itself would mislead another one.
@@ -444,18 +457,18 @@ impl Unpacking<'_> {
             rustix::fs::mknodat(&spot.directory, name, kind, mode, device)?;
             self.dress_special(entry, spot, name)?;
             // Nobody but us has it under this name, and it is no link.
-            let mode = Mode::from_raw_mode(entry.mode & 0o777);
+            let mode = Mode::from_raw_mode(u32::from(entry.mode & 0o777));
             rustix::fs::chmodat(&spot.directory, name, mode, AtFlags::empty())
         })
     }
 
     /// Owner and time of what cannot be opened.
     fn dress_special(&self, entry: &Entry, spot: &Spot, name: &OsStr) -> Result<(), Errno> {
-        if let Some((user, group)) = self.owner(entry) {
+        if let Some((user, group)) = self.owner(entry)? {
             let flags = AtFlags::SYMLINK_NOFOLLOW;
             rustix::fs::chownat(&spot.directory, name, Some(user), Some(group), flags)?;
         }
-        let times = times(entry.modified);
+        let times = times(entry.mtime);
         rustix::fs::utimensat(&spot.directory, name, &times, AtFlags::SYMLINK_NOFOLLOW)
     }
 
@@ -480,7 +493,7 @@ fn place_special(spot: &Spot, make: impl FnOnce(&OsStr) -> Result<(), Errno>) ->
     }
 }
 
-fn times(modified: Modified) -> Timestamps {
+fn times(modified: Timestamp) -> Timestamps {
     Timestamps {
         last_access: Timespec {
             tv_sec: 0,
@@ -488,7 +501,7 @@ fn times(modified: Modified) -> Timestamps {
         },
         last_modification: Timespec {
             tv_sec: modified.seconds,
-            tv_nsec: i64::from(modified.nanos.min(999_999_999)),
+            tv_nsec: i64::from(modified.nanoseconds.min(999_999_999)),
         },
     }
 }

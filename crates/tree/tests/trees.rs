@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use warren_tree::archive::{ArchiveWriter, DeviceClass, Entry, Kind, Modified};
+use warren_tar::{Entry, EntryKind, Timestamp, Writer};
 use warren_tree::{Links, Owners, Root, Rules, Specials, UnpackError, Unpacked, pack, unpack};
 
 const PLAIN: Rules = Rules {
@@ -242,38 +242,36 @@ fn gnu_tar_reads_what_is_packed_and_what_it_packs_is_read() {
     }
 }
 
-fn entry(path: &str, kind: Kind) -> Entry {
+fn entry(path: &str, kind: EntryKind) -> Entry {
     Entry {
         path: path.into(),
         kind,
         mode: 0o6777,
         uid: 0,
         gid: 0,
-        modified: Modified::default(),
-        attributes: vec![(b"trusted.overlay.opaque".to_vec(), b"y".to_vec())],
+        mtime: Timestamp::default(),
+        xattrs: vec![(b"trusted.overlay.opaque".to_vec(), b"y".to_vec())],
     }
 }
 
 fn file(path: &str) -> Entry {
-    let extents = None;
-    entry(path, Kind::File { size: 4, extents })
+    let segments = None;
+    entry(path, EntryKind::File { size: 4, segments })
 }
 
 fn link(path: &str, target: &str) -> Entry {
-    let target = target.into();
-    entry(path, Kind::Symlink { target })
+    entry(path, EntryKind::Symlink(target.into()))
 }
 
 fn hard(path: &str, target: &str) -> Entry {
-    let target = target.into();
-    entry(path, Kind::HardLink { target })
+    entry(path, EntryKind::HardLink(target.into()))
 }
 
 #[test]
 fn nothing_lands_outside_whatever_an_archive_says() {
     let world = tempfile::tempdir().unwrap();
     let canary = world.path().join("canary");
-    let directory = |path: &str| entry(path, Kind::Directory);
+    let directory = |path: &str| entry(path, EntryKind::Directory);
     let canaries = canary.to_str().unwrap().to_owned();
     let outside = world.path().to_str().unwrap().to_owned();
     let hostile: Vec<Vec<Entry>> = vec![
@@ -298,26 +296,19 @@ fn nothing_lands_outside_whatever_an_archive_says() {
         vec![link("a", &canaries), directory("a")],
         vec![directory("a"), link("a", &outside), file("a/canary")],
         vec![file("a"), file("a/canary")],
-        vec![entry(
-            "dev",
-            Kind::Device {
-                class: DeviceClass::Block,
-                major: 8,
-                minor: 0,
-            },
-        )],
-        vec![entry("pipe", Kind::Fifo), file("pipe/x")],
+        vec![entry("dev", EntryKind::Block(8, 0))],
+        vec![entry("pipe", EntryKind::Fifo), file("pipe/x")],
     ];
     for (at, entries) in hostile.iter().enumerate() {
         fs::write(&canary, "untouched").unwrap();
         let before = fs::metadata(&canary).unwrap();
         let target = world.path().join("target");
         fs::create_dir(&target).unwrap();
-        let mut writer = ArchiveWriter::new(Vec::new());
+        let mut writer = Writer::new(Vec::new());
         for entry in entries {
             writer.entry(entry).unwrap();
             writer
-                .content(&b"evil"[..usize::try_from(entry.kind.stored()).unwrap()])
+                .write_all(&b"evil"[..usize::try_from(entry.kind.stored()).unwrap()])
                 .unwrap();
         }
         let data = writer.finish().unwrap();

@@ -8,17 +8,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The crates of the workspace, and which of them each may depend on.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("core", &[]),
     ("crashpoint", &[]),
     ("api", &["core"]),
     ("store", &["core", "crashpoint"]),
-    ("image", &["core", "crashpoint"]),
+    ("tar", &[]),
+    ("image", &["core", "crashpoint", "tar"]),
     ("hypervisor", &["core", "helper", "crashpoint"]),
     ("network", &["core", "helper", "crashpoint"]),
     ("helper", &["crashpoint"]),
-    ("tree", &[]),
-    ("guest", &["tree"]),
+    ("tree", &["tar"]),
+    ("guest", &["tar", "tree"]),
     ("agent", &["core", "api", "guest", "crashpoint"]),
     ("control", &["core", "api", "crashpoint"]),
     (
@@ -32,6 +33,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
             "hypervisor",
             "network",
             "helper",
+            "tar",
             "tree",
             "guest",
             "agent",

@@ -1,12 +1,12 @@
 //! Trees as tar streams, in and out. The frames of the channel are the only thing between the stream and the disk.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, ErrorKind, Read, Write};
 use std::path::Path;
 
 use bytes::{Buf, Bytes, BytesMut};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use warren_tree::archive::ArchiveError;
+use warren_tar::TarError;
 use warren_tree::{Owners, PackError, Rules, Specials, UnpackError, pack, unpack};
 
 use super::places::info_of;
@@ -41,7 +41,7 @@ impl Files {
             Err(error @ PackError::Shrunk { .. }) => {
                 Err(Failure::new(FileFault::Failed, path, error))
             }
-            Err(PackError::Archive(error)) => Err(archive(path, error)),
+            Err(PackError::Archive(_)) => Err(Failure::nobody()),
         }
     }
 
@@ -72,7 +72,14 @@ impl Files {
             Err(error @ UnpackError::Outside { .. }) => {
                 return Err(Failure::new(FileFault::Unsuitable, path, error));
             }
-            Err(UnpackError::Archive(error)) => return Err(archive(path, error)),
+            Err(UnpackError::Archive(TarError::Read(error)))
+                if error.kind() == ErrorKind::ConnectionAborted =>
+            {
+                return Err(Failure::nobody());
+            }
+            Err(error @ UnpackError::Archive(_)) => {
+                return Err(Failure::new(FileFault::Unsuitable, path, error));
+            }
         }
         let received = inlet.received;
         // Once for all of it.
@@ -82,13 +89,6 @@ impl Files {
             .and_then(rustix::fs::syncfs)
             .map_err(|error| Failure::of(above, error))?;
         Ok(received)
-    }
-}
-
-fn archive(path: &Path, error: ArchiveError) -> Failure {
-    match error {
-        ArchiveError::Io(_) => Failure::nobody(),
-        error => Failure::new(FileFault::Unsuitable, path, error),
     }
 }
 
@@ -127,8 +127,8 @@ struct Inlet<'e> {
     ended: bool,
 }
 
-impl Read for Inlet<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+impl BufRead for Inlet<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.piece.is_empty() && !self.ended {
             match self.exchange.incoming.blocking_recv() {
                 Some(Incoming::Data(data)) => {
@@ -136,11 +136,21 @@ impl Read for Inlet<'_> {
                     self.piece = data;
                 }
                 Some(Incoming::End) => self.ended = true,
-                None => return Err(io::ErrorKind::ConnectionAborted.into()),
+                None => return Err(ErrorKind::ConnectionAborted.into()),
             }
         }
-        let take = self.piece.len().min(into.len());
-        self.piece.copy_to_slice(&mut into[..take]);
-        Ok(take)
+        Ok(&self.piece)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.piece.advance(amount);
+    }
+}
+
+impl Read for Inlet<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let taken = self.fill_buf()?.read(into)?;
+        self.consume(taken);
+        Ok(taken)
     }
 }

@@ -9,7 +9,7 @@ use super::{Changed, ChangesError};
 use crate::erofs::{self, FileType, Segment, Timestamp};
 use crate::ext4::{Ext4, Inode, Xattrs};
 use crate::limits::{LimitExceeded, Limits};
-use crate::tar::{Entry, EntryKind, Writer};
+use warren_tar::{Entry, EntryKind, Writer};
 
 /// What every boot writes anew, and the names it has until it is whole.
 const OWN_FILES: [&[u8]; 6] = [

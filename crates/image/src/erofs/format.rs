@@ -1,5 +1,7 @@
 //! Encoders of the fixed structures: superblock, extended inode, directory entry, device number, checksum.
 
+use warren_tar::Timestamp;
+
 /// Bytes in a block (`blkszbits` = 12): the only size that every kernel with 4 KiB pages can mount.
 pub(crate) const BLOCK: u64 = 4096;
 /// log2 of [`BLOCK`].
@@ -84,15 +86,6 @@ impl FileType {
             FileType::Symlink => 0o120_000,
         }
     }
-}
-
-/// Seconds since the epoch (may be negative) and nanoseconds (0..1,000,000,000, counted forwards).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Timestamp {
-    /// Whole seconds.
-    pub seconds: i64,
-    /// The part below a second.
-    pub nanoseconds: u32,
 }
 
 /// `EROFS_INODE_*` data layouts this writer uses, with their `i_u`.

@@ -28,9 +28,10 @@ mod reader;
 mod writer;
 mod xattr;
 
-pub use format::{FileType, Timestamp};
+pub use format::FileType;
 pub use reader::{Attribute, Data, DirectoryEntry, Entries, Found, Node, ReadError, Reader, Walk};
-pub use writer::{Attributes, Content, ErofsError, FileData, Inode, Segment, Summary, Writer};
+pub use warren_tar::{Segment, Timestamp};
+pub use writer::{Attributes, Content, ErofsError, FileData, Inode, Summary, Writer};
 pub use xattr::{Insert, Xattrs, XattrsBuilder};
 
 pub(crate) use directory::DirectoryTree;

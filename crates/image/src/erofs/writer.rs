@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::{self, BufRead};
 
 use sha2::{Digest as _, Sha256};
+use warren_tar::{Segment, Timestamp};
 
 use super::dedup::{Extents, Key, Known};
 use super::directory::{self, DirectoryTree};
 use super::format::{
     BLOCK, Chunked, FileType, INODE_SIZE, InodeFields, Layout, NLINK_OFFSET, NULL_ADDR,
-    ROOT_OFFSET, SLOT, Superblock, Timestamp, encode_device,
+    ROOT_OFFSET, SLOT, Superblock, encode_device,
 };
 use super::metadata::Metadata;
 use super::output::Output;
@@ -76,15 +77,6 @@ impl Attributes {
             ..Attributes::default()
         }
     }
-}
-
-/// A piece of a sparse file that has data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// Where it lies in the file.
-    pub offset: u64,
-    /// Bytes.
-    pub length: u64,
 }
 
 /// The data of a regular file.

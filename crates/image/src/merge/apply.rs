@@ -9,7 +9,7 @@ use crate::erofs::{
     Attributes, Content, ErofsError, FileData, FileType, Summary, Writer, Xattrs, XattrsBuilder,
 };
 use crate::limits::{LimitExceeded, Limits};
-use crate::tar::{Entry, EntryKind, Reader, TarError};
+use warren_tar::{Entry, EntryKind, Reader, TarError};
 
 /// As many links as Linux follows in one path.
 const MAX_SYMLINKS: usize = 40;

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use crate::tar::{EntryKind, Reader, TarError};
+use warren_tar::{EntryKind, Reader, TarError};
 
 /// Files of an archive that are remembered at most: an image has some for each layer.
 const MAX_FILES: usize = 20_000;

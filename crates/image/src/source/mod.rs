@@ -173,7 +173,7 @@ fn index_archive(
 
 /// Whether the first name is one that only image archives begin with.
 fn looks_like_archive(from: &mut impl io::Read) -> bool {
-    let mut reader = crate::tar::Reader::new(io::BufReader::new(from), 1 << 20);
+    let mut reader = warren_tar::Reader::new(io::BufReader::new(from), 1 << 20);
     let Ok(Some(entry)) = reader.next_entry() else {
         return false;
     };

@@ -12,13 +12,13 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use warren_core::PortError;
 use warren_core::ports::outlet::{Archive, DiskLayout, ExportRequest};
+use warren_tar::{Entry, EntryKind};
 
 use super::{ImageStore, StoreError};
 use crate::digest::Digest;
 use crate::erofs::{ReadError, Reader, Segment};
 use crate::ext4::{Identity, Plan, WriteError};
 use crate::gpt::{self, MARGIN, Purpose};
-use crate::tar::writer;
 
 /// Bytes that go out at once.
 const PIECE: usize = 256 << 10;
@@ -168,10 +168,15 @@ impl ImageStore {
             DiskLayout::FileSystem => "disk.ext4",
             DiskLayout::Partitioned => "disk.raw",
         };
-        let segments = disk.segments();
-        let stored: u64 = segments.iter().map(|segment| segment.length).sum();
-        let header = writer::sparse_file(file_name, disk.size, &segments);
-        let size = header.len() as u64 + stored + writer::END as u64;
+        let file = EntryKind::File {
+            size: disk.size,
+            segments: Some(disk.segments()),
+        };
+        let stored = file.stored();
+        let header = warren_tar::header(&Entry::plain(file_name, file));
+        let header = header.map_err(|source| exporting(WriteError::Write(source)))?;
+        // Its segments are whole blocks.
+        let size = header.len() as u64 + stored + warren_tar::END as u64;
         let (to, from) = mpsc::channel(WAITING);
         tokio::task::spawn_blocking(move || {
             let mut pieces = Pieces {
@@ -195,7 +200,7 @@ impl ImageStore {
 fn send(image: &Reader, disk: &Disk, header: &[u8], to: &mut Pieces) -> Result<(), WriteError> {
     to.write_all(header).map_err(WriteError::Write)?;
     disk.write(image, to)?;
-    to.write_all(&[0; writer::END])
+    to.write_all(&[0; warren_tar::END])
         .and_then(|()| to.flush())
         .map_err(WriteError::Write)
 }

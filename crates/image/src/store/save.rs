@@ -17,6 +17,7 @@ use warren_core::PortError;
 use warren_core::ports::ImageOutlet;
 use warren_core::ports::outlet::{Archive, ArchiveFormat, ExportRequest, SaveRequest};
 use warren_core::ports::registry::ByteStream;
+use warren_tar::{Entry, EntryKind};
 
 use super::content::Content;
 use super::records::Stored;
@@ -24,7 +25,6 @@ use super::{ImageStore, StoreError};
 use crate::digest::Digest;
 use crate::source::Reference;
 use crate::source::layout::blob_name;
-use crate::tar::writer;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -58,17 +58,30 @@ impl Writer {
         }
     }
 
-    fn file(&mut self, name: &str, bytes: Vec<u8>) {
-        let size = bytes.len() as u64;
-        self.write(writer::file(name, size));
-        self.write(bytes);
-        self.write(writer::padding(size));
+    fn header(&mut self, name: &str, kind: EntryKind) -> io::Result<()> {
+        self.write(warren_tar::header(&Entry::plain(name, kind))?);
+        Ok(())
     }
 
-    fn blob(&mut self, digest: &Digest, size: u64) {
-        self.write(writer::file(&blob_name(digest), size));
-        self.parts.push(Part::Blob(digest.clone(), size));
-        self.write(writer::padding(size));
+    fn directory(&mut self, name: &str) -> io::Result<()> {
+        self.header(name, EntryKind::Directory)
+    }
+
+    fn file(&mut self, name: &str, content: Part) -> io::Result<()> {
+        let size = content.size();
+        let segments = None;
+        self.header(name, EntryKind::File { size, segments })?;
+        self.parts.push(content);
+        self.write(vec![0; warren_tar::padding(size)]);
+        Ok(())
+    }
+
+    fn document(&mut self, name: &str, text: String) -> io::Result<()> {
+        self.file(name, Part::Written(text.into()))
+    }
+
+    fn blob(&mut self, digest: &Digest, size: u64) -> io::Result<()> {
+        self.file(&blob_name(digest), Part::Blob(digest.clone(), size))
     }
 }
 
@@ -182,25 +195,39 @@ impl ImageStore {
             entries.push(image.entry(media_type, bytes.len() as u64));
         }
         let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
-        let mut archive = Writer::default();
-        archive.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
-        archive.file("index.json", index.to_string().into_bytes());
-        if format == ArchiveFormat::Docker {
-            let list: Vec<Value> = images.iter().map(Wanted::docker_entry).collect();
-            archive.file("manifest.json", json!(list).to_string().into_bytes());
-        }
-        archive.write(writer::directory("blobs/"));
-        let mut algorithm = "";
-        for (digest, size) in blobs {
-            if digest.algorithm() != algorithm {
-                algorithm = digest.algorithm();
-                archive.write(writer::directory(&format!("blobs/{algorithm}/")));
-            }
-            archive.blob(digest, *size);
-        }
-        archive.write(vec![0; writer::END]);
-        Ok(archive.parts)
+        let docker = (format == ArchiveFormat::Docker)
+            .then(|| images.iter().map(Wanted::docker_entry).collect());
+        layout(&index, docker, blobs).map_err(|source| StoreError::Disk {
+            what: "laying the archive out",
+            source,
+        })
     }
+}
+
+/// The archive's parts: the layout's own documents, docker's list where it is wanted, and the blobs.
+fn layout(
+    index: &Value,
+    docker: Option<Value>,
+    blobs: &BTreeMap<Digest, u64>,
+) -> io::Result<Vec<Part>> {
+    let mut archive = Writer::default();
+    let version = json!({ "imageLayoutVersion": "1.0.0" });
+    archive.document("oci-layout", version.to_string())?;
+    archive.document("index.json", index.to_string())?;
+    if let Some(list) = docker {
+        archive.document("manifest.json", list.to_string())?;
+    }
+    archive.directory("blobs/")?;
+    let mut algorithm = "";
+    for (digest, size) in blobs {
+        if digest.algorithm() != algorithm {
+            algorithm = digest.algorithm();
+            archive.directory(&format!("blobs/{algorithm}/"))?;
+        }
+        archive.blob(digest, *size)?;
+    }
+    archive.write(vec![0; warren_tar::END]);
+    Ok(archive.parts)
 }
 
 fn part_bytes(part: Part, content: &Content) -> ByteStream {

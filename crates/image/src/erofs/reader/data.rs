@@ -4,8 +4,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use super::inode::{Layout, MapEntry};
 use super::{Node, ReadError, Reader, u32_at};
+use crate::erofs::Segment;
 use crate::erofs::format::{BLOCK, NULL_ADDR};
-use crate::erofs::writer::Segment;
 
 /// Bytes of a chunk map that are read at once.
 const WINDOW: u64 = 4096;

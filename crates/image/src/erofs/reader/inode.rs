@@ -1,7 +1,8 @@
 //! `struct erofs_inode_compact` and `struct erofs_inode_extended`.
 
 use super::{ReadError, Reader, u16_at, u32_at, u64_at};
-use crate::erofs::format::{BLOCK, FileType, INODE_SIZE, SLOT, Timestamp};
+use crate::erofs::Timestamp;
+use crate::erofs::format::{BLOCK, FileType, INODE_SIZE, SLOT};
 
 const COMPACT_SIZE: usize = 32;
 /// `EROFS_CHUNK_FORMAT_BLKBITS_MASK` and `EROFS_CHUNK_FORMAT_INDEXES`.

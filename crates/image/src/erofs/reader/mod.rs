@@ -32,9 +32,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::format::{
-    BLOCK, BLOCK_BITS, SLOT, SUPER_MAGIC, SUPER_OFFSET, SUPER_SIZE, Timestamp, crc32c,
-};
+use super::format::{BLOCK, BLOCK_BITS, SLOT, SUPER_MAGIC, SUPER_OFFSET, SUPER_SIZE, crc32c};
+use crate::erofs::Timestamp;
 
 pub use data::Data;
 pub use directory::{DirectoryEntry, Entries, Found, Walk};

@@ -17,8 +17,7 @@ use std::process::Stdio;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use warren_api::image::{DiskFormat, ExportImageRequest};
-use warren_image::erofs::Segment;
-use warren_image::tar::{EntryKind, Reader};
+use warren_tar::{EntryKind, Reader, Segment};
 
 /// Bytes that the map of a disk's holes may take.
 const MAP: u64 = 16 << 20;

@@ -5,7 +5,7 @@ use std::io::Read;
 
 use libfuzzer_sys::fuzz_target;
 use warren_fuzz::sealed;
-use warren_image::tar::{EntryKind, Reader};
+use warren_tar::{EntryKind, Reader};
 
 const HEADERS: u64 = 16 << 10;
 

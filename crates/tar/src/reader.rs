@@ -2,54 +2,9 @@
 
 use std::io::{self, BufRead, Read};
 
-use super::TarError;
-use super::header::{BLOCK, Header};
-use super::pax::Overrides;
-use super::sparse;
-use crate::erofs::{Segment, Timestamp};
-
-/// One entry, names as they are in the archive.
-#[derive(Debug)]
-pub struct Entry {
-    /// Its path.
-    pub path: Vec<u8>,
-    /// Its kind, with what only that kind has.
-    pub kind: EntryKind,
-    /// Permission bits (`07777`).
-    pub mode: u16,
-    /// Owner.
-    pub uid: u64,
-    /// Group.
-    pub gid: u64,
-    /// Modification time.
-    pub mtime: Timestamp,
-    /// Extended attributes by their full names.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// What an entry is.
-#[derive(Debug)]
-pub enum EntryKind {
-    /// A file; its data is read from the [`Reader`].
-    File {
-        /// The file's size.
-        size: u64,
-        /// Where its data lies, for a sparse file.
-        segments: Option<Vec<Segment>>,
-    },
-    /// Another name of a file that is there already.
-    HardLink(Vec<u8>),
-    /// A symbolic link.
-    Symlink(Vec<u8>),
-    /// A character device: major, minor.
-    Character(u32, u32),
-    /// A block device: major, minor.
-    Block(u32, u32),
-    /// A directory.
-    Directory,
-    /// A named pipe.
-    Fifo,
-}
+use crate::header::{BLOCK, Header};
+use crate::pax::Overrides;
+use crate::{Entry, EntryKind, TarError, Timestamp, sparse};
 
 /// Reads an archive from `R`. It is itself the reader of the current entry's data.
 pub struct Reader<R> {
@@ -58,6 +13,7 @@ pub struct Reader<R> {
     left: u64,
     padding: u64,
     header_limit: u64,
+    is_whole: bool,
 }
 
 impl<R: BufRead> Reader<R> {
@@ -68,7 +24,14 @@ impl<R: BufRead> Reader<R> {
             left: 0,
             padding: 0,
             header_limit,
+            is_whole: false,
         }
+    }
+
+    /// Whether the mark was met that ends an archive. Not every writer of layers makes one; where the archive's writer is
+    /// known to, one that ends without it is half an archive.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// The reader below.
@@ -127,7 +90,10 @@ impl<R: BufRead> Reader<R> {
     fn end(&mut self) -> Result<Option<Entry>, TarError> {
         match self.read_block()? {
             Some(block) if block.iter().any(|byte| *byte != 0) => Err(TarError::LoneZeroBlock),
-            Some(_) | None => Ok(None),
+            Some(_) | None => {
+                self.is_whole = true;
+                Ok(None)
+            }
         }
     }
 

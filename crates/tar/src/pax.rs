@@ -4,10 +4,9 @@ use std::collections::HashSet;
 
 use base64::Engine as _;
 
-use super::TarError;
-use super::acl::{self, Acl};
-use super::sparse::PaxSparse;
-use crate::erofs::Timestamp;
+use crate::acl::{self, Acl};
+use crate::sparse::PaxSparse;
+use crate::{TarError, Timestamp};
 
 /// What the records before an entry change of it.
 #[derive(Debug, Default)]

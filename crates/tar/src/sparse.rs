@@ -2,10 +2,9 @@
 
 use std::io::BufRead;
 
-use super::TarError;
-use super::header::{BLOCK, number};
-use super::pax::parse;
-use crate::erofs::Segment;
+use crate::header::{BLOCK, number};
+use crate::pax::parse;
+use crate::{Segment, TarError};
 
 /// A map of more pieces than this is refused (16 bytes each are kept while the file is read).
 const MAX_SEGMENTS: usize = 1 << 18;
@@ -169,5 +168,34 @@ pub(super) fn check(segments: &[Segment], size: u64, stored: u64) -> Result<(), 
         Ok(())
     } else {
         Err(TarError::SparseMap)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_that_lie_are_refused() {
+        let segment = |offset, length| Segment { offset, length };
+        for (segments, size, stored) in [
+            (vec![segment(0, 11)], 10, 11),
+            (vec![segment(5, 1), segment(5, 1)], 10, 2),
+            (vec![segment(u64::MAX, 2)], 10, 2),
+            (vec![segment(0, 5)], 10, 6),
+        ] {
+            let ended = check(&segments, size, stored);
+            assert!(ended.is_err(), "{segments:?}");
+        }
+        assert!(check(&[segment(0, 5), segment(10, 0)], 10, 5).is_ok());
+        // A line of digits without an end, and one that counts more pieces than there may be.
+        for (byte, end) in [(b'1', 512), (b'9', 12)] {
+            let mut block = [byte; BLOCK];
+            if let Some(end) = block.get_mut(end) {
+                *end = b'\n';
+            }
+            let ended = read_map(1 << 20, &mut block.as_slice());
+            assert!(matches!(ended, Err(TarError::SparseMap)));
+        }
     }
 }

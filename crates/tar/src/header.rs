@@ -1,6 +1,6 @@
 //! The 512-byte header block.
 
-use super::TarError;
+use crate::TarError;
 
 pub(super) const BLOCK: usize = 512;
 
