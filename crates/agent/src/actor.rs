@@ -4,14 +4,16 @@
 //! Level-triggered: a change of intent, a word from the guest, the end of the VMM and a timer all do
 //! the same, which is to wake it up.
 
+mod effects;
+mod failing;
 mod room;
+mod telling;
 
 use crate::context::{Context, InstanceShared, attachment_spec, disk_path};
 use crate::guest_session::{GuestSession, GuestState};
 use crate::record::{HostRecord, sync_directory};
-use crate::steps::{Effect, INTERRUPTED, StepScope, printable};
+use crate::steps::StepScope;
 use crate::trace::{self, Change};
-use futures::StreamExt;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,26 +21,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::Instrument;
 use warren_core::error::Failure;
-use warren_core::instance::{Desired, Gone, InstanceIntent, InstanceStatus, NetworkChoice};
+use warren_core::instance::{Desired, InstanceIntent, NetworkChoice};
 use warren_core::planner::{self, GivenUp, GuestSeen, Plan, RunWish, Seen, Step, Told};
-use warren_core::ports::host_link::{LogQuery, LogSource};
-use warren_core::ports::hypervisor::{HypervisorKind, ProcessIdentity, VmmSeen};
+use warren_core::ports::hypervisor::{ProcessIdentity, VmmSeen};
 use warren_core::ports::network::Attachment;
 use warren_core::ports::{Hypervisor, Presence};
 use warren_core::restart::RestartStatus;
-use warren_core::state::InstanceState;
-use warren_core::{ErrorClass, PortError, Timestamp};
+use warren_core::{PortError, Timestamp};
 use warren_crashpoint::reached;
 
 /// Everything is looked at anew this often, whatever has been heard.
 const RESYNC: Duration = Duration::from_secs(60);
-/// A failed step that may work later is tried again this many times before its run is given up.
-const ATTEMPTS: u32 = 4;
-/// The pause before the second attempt; doubled for each further one.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// The longest pause between attempts of what is never given up: taking things away.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
 pub(crate) struct Actor {
     context: Arc<Context>,
     shared: Arc<InstanceShared>,
@@ -371,228 +364,12 @@ impl Actor {
         }
     }
 
-    /// What must be on disk before the machine of a (re)start exists.
-    fn begin_run(&mut self) {
-        if let RunWish::Run { attempt } =
-            planner::run_wish(&self.record.intent, &self.seen, self.now())
-        {
-            let again = self
-                .record
-                .ended
-                .as_ref()
-                .is_some_and(|(run, _)| *run >= self.record.intent.run);
-            if again {
-                self.record.restart.attempts = attempt;
-                self.record.restart.last_attempt_at = Some(self.now());
-            }
-            self.record.restart.next_attempt_at = None;
-            // The first run's record says all of this since it was made.
-            let changed = again || self.record.ended.is_some() || self.record.started_at.is_some();
-            self.record.ended = None;
-            self.record.started_at = None;
-            self.seen.ended = None;
-            self.seen.started_at = None;
-            self.seen.restart = self.record.restart;
-            if changed {
-                self.write_record();
-            }
-            reached("run.recorded");
-        }
-    }
-
-    fn note_phase(&mut self, step: Step, took: Duration) {
-        match step {
-            Step::RecordIntent
-            | Step::EnsureImage
-            | Step::EnsureDisk
-            | Step::EnsureNetwork
-            | Step::StartVmm
-            | Step::AttachGuest
-            | Step::BootGuest => {
-                let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-                self.phases
-                    .insert(trace::step_name(step).to_owned(), millis);
-            }
-            Step::Pause
-            | Step::Resume
-            | Step::ShutDownGuest
-            | Step::RecordExit
-            | Step::DestroyVmm
-            | Step::ReleaseNetwork
-            | Step::RemoveDisk
-            | Step::RemoveDirectory => {}
-        }
-    }
-
-    fn apply(&mut self, effect: Effect) {
-        match effect {
-            Effect::Recorded => self.seen.directory = Presence::Present,
-            Effect::Image(path) => {
-                self.image_disk = Some(path);
-                self.seen.image = Presence::Present;
-            }
-            Effect::Disk => self.seen.disk = Presence::Present,
-            Effect::Network(attachment) => {
-                self.attachment = Some(*attachment);
-                self.seen.network = Presence::Present;
-            }
-            Effect::Started(process) => {
-                self.shared.output_over.send_replace(false);
-                self.seen.vmm = VmmSeen::Running { process };
-                self.seen.guest = GuestSeen::Detached;
-                self.seen.told = match self.seen.told {
-                    Told::No { starts } => Told::No { starts: starts + 1 },
-                    Told::Perhaps => Told::No { starts: 1 },
-                };
-            }
-            Effect::Attached(session) => {
-                if session.state() == GuestState::Ready && self.record.started_at.is_none() {
-                    self.note_ready(self.now());
-                }
-                self.shared.session.send_replace(Some(Arc::clone(&session)));
-                self.heard = Some(session.watch());
-                self.session = Some(session);
-                self.hear_guest();
-            }
-            Effect::Ready(at) => {
-                if let Some(booted) = self.session.as_ref().and_then(|session| session.booted()) {
-                    self.change.guest_booted(booted);
-                }
-                self.note_ready(at);
-                self.hear_guest();
-            }
-            Effect::Paused => {
-                if let Some(process) = self.process().cloned() {
-                    self.seen.vmm = VmmSeen::Paused { process };
-                }
-            }
-            Effect::Resumed => {
-                if let Some(process) = self.process().cloned() {
-                    self.see_machine(VmmSeen::Running { process });
-                }
-            }
-            Effect::ShutDown => {
-                self.hear_guest();
-                if !matches!(self.seen.guest, GuestSeen::Exited(_)) {
-                    self.drop_session();
-                }
-            }
-            Effect::Ended(exit) => {
-                self.seen.told = Told::Perhaps;
-                self.record.ended = Some((self.record.intent.run, exit.clone()));
-                self.seen.ended = self.record.ended.clone();
-                self.stopped_at = Some(exit.at);
-                if exit.code.is_none() && self.record.started_at.is_none() && self.failure.is_none()
-                {
-                    self.failure = Some(machine_ended(None));
-                }
-                self.drop_session();
-            }
-            Effect::Destroyed => {
-                self.drop_session();
-                self.image_disk = None;
-                self.seen.image = Presence::Absent;
-                self.seen.vmm = VmmSeen::Absent;
-                self.stopped_at
-                    .get_or_insert(self.context.ports.clock.now());
-            }
-            Effect::Released => {
-                self.attachment = None;
-                self.seen.network = Presence::Absent;
-            }
-            Effect::DiskRemoved => self.seen.disk = Presence::Absent,
-            Effect::DirectoryRemoved => self.seen.directory = Presence::Absent,
-        }
-    }
-
-    fn note_ready(&mut self, at: Timestamp) {
-        self.record.started_at = Some(at);
-        self.seen.started_at = Some(at);
-        self.stopped_at = None;
-        self.failure = None;
-        // Not settled: what it says is of a machine that a power failure ends as well.
-        self.say_unwritten(self.record.put(&self.shared.home.directory));
-        reached("ready.recorded");
-    }
-
     /// Makes durable what was told already. The next process reads it in any case; a power failure ends the machine that
     /// it is about as well.
     fn settle_record(&mut self) {
         if std::mem::take(&mut self.unsettled) {
             self.say_unwritten(sync_directory(&self.shared.home.directory));
         }
-    }
-
-    async fn failed(&mut self, step: Step, error: PortError) {
-        if error.code != INTERRUPTED {
-            let cause = std::error::Error::source(&error)
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            tracing::warn!(instance = %self.record.intent.id, ?step, code = error.code, %error, cause, "step failed");
-            self.failures += 1;
-            let taking_away = matches!(
-                step,
-                Step::DestroyVmm
-                    | Step::ReleaseNetwork
-                    | Step::RemoveDisk
-                    | Step::RemoveDirectory
-                    | Step::RecordExit
-            );
-            // A guest that was ready once is never given up for a lost session; what is said of an earlier run is not
-            // about this one.
-            let ran = self.record.started_at.is_some() && self.process().is_some();
-            let hopeless = error.class != ErrorClass::Retry || self.failures >= ATTEMPTS;
-            let ended = error.code == "machine_ended";
-            if !taking_away && !ran && hopeless && !ended {
-                self.give_up(&error);
-            } else if !ended {
-                self.failure = Some(Failure::from(&error));
-                let pause = RETRY_PAUSE
-                    .saturating_mul(1 << self.failures.min(16))
-                    .min(LONGEST_PAUSE);
-                self.not_before = Some(self.context.ports.clock.monotonic() + pause);
-            }
-        }
-        self.observe().await;
-    }
-
-    /// Whatever step noticed it, this is what happened; the console's last words say why.
-    async fn machine_ended_early(&mut self) {
-        let query = LogQuery {
-            source: LogSource::Console,
-            tail: Some(40),
-            ..LogQuery::default()
-        };
-        let over = watch::channel(true).1;
-        let words: Vec<String> = match self.shared.console_log.lines(query, over) {
-            Ok(lines) => lines.map(|line| printable(&line.text)).collect().await,
-            Err(error) => vec![error.to_string()],
-        };
-        let panic = words.iter().find_map(|line| {
-            let start = line.find("Kernel panic")?;
-            Some(line[start..].to_owned())
-        });
-        let last = words[words.len().saturating_sub(5)..].join(" | ");
-        tracing::warn!(
-            instance = %self.record.intent.id,
-            panic,
-            console = last,
-            "the machine ended before its guest was ready"
-        );
-        self.failure = Some(machine_ended(panic.as_deref()));
-        // The next start, if there is one, need not wait.
-        self.not_before = None;
-    }
-
-    fn give_up(&mut self, error: &PortError) {
-        let failure = Failure::from(error);
-        self.record.given_up = Some((self.record.intent.run, failure.clone()));
-        self.seen.given_up = GivenUp::Yes;
-        self.failure = Some(failure);
-        self.failures = 0;
-        self.stopped_at = Some(self.now());
-        self.write_record();
-        reached("failure.recorded");
     }
 
     /// Until something happens, or for this long.
@@ -643,113 +420,5 @@ impl Actor {
             Woken::Time if time.is_some() => {}
             Woken::Machine | Woken::Time => self.observe().await,
         }
-    }
-
-    fn state(&self, wish: RunWish) -> InstanceState {
-        let since = self
-            .record
-            .started_at
-            .unwrap_or(self.record.intent.created_at);
-        match &self.seen.vmm {
-            VmmSeen::Absent | VmmSeen::NeverStarted | VmmSeen::Dead => match wish {
-                RunWish::Run { .. } if self.record.intent.desired != Desired::Deleted => {
-                    InstanceState::Created
-                }
-                RunWish::Run { .. } | RunWish::Wait { .. } | RunWish::Rest => {
-                    InstanceState::Stopped
-                }
-            },
-            VmmSeen::ShutDown { process } => InstanceState::Shutdown {
-                vmm: process.clone(),
-            },
-            VmmSeen::Paused { process } | VmmSeen::Stalled { process, .. } => {
-                InstanceState::Paused {
-                    vmm: process.clone(),
-                    since,
-                }
-            }
-            VmmSeen::Running { process } => match &self.seen.guest {
-                GuestSeen::Exited(_) => InstanceState::Shutdown {
-                    vmm: process.clone(),
-                },
-                GuestSeen::Ready => InstanceState::Running {
-                    vmm: process.clone(),
-                    since,
-                },
-                GuestSeen::Detached | GuestSeen::Attached if self.seen.ended.is_some() => {
-                    InstanceState::Shutdown {
-                        vmm: process.clone(),
-                    }
-                }
-                GuestSeen::Detached | GuestSeen::Attached if self.record.started_at.is_some() => {
-                    InstanceState::Running {
-                        vmm: process.clone(),
-                        since,
-                    }
-                }
-                GuestSeen::Detached | GuestSeen::Attached => InstanceState::Initializing {
-                    vmm: process.clone(),
-                    since,
-                },
-            },
-        }
-    }
-
-    fn publish(&mut self, plan: &Plan) {
-        if let Some(process) = self.process().cloned() {
-            self.last_process = Some(process);
-        }
-        let wish = planner::run_wish(&self.record.intent, &self.seen, self.now());
-        self.record.restart.next_attempt_at = match wish {
-            RunWish::Wait { at, .. } => Some(at),
-            RunWish::Run { .. } | RunWish::Rest => None,
-        };
-        let intent = &self.record.intent;
-        let deleted = intent.desired == Desired::Deleted;
-        let gone = if deleted && *plan == Plan::Settled {
-            Gone::Yes
-        } else {
-            Gone::No
-        };
-        let over = wish == RunWish::Rest && self.process().is_none();
-        self.shared
-            .output_over
-            .send_if_modified(|seen| std::mem::replace(seen, over) != over);
-        let kind: Option<HypervisorKind> = Some(self.record.hypervisor);
-        self.context.board.publish(InstanceStatus {
-            id: intent.id.clone(),
-            generation: intent.generation,
-            state: self.state(wish),
-            failure: self.failure.clone(),
-            run: intent.run,
-            started_at: self.record.started_at,
-            stopped_at: self.stopped_at,
-            exit: self.record.ended.as_ref().map(|(_, exit)| exit.clone()),
-            restart: self.record.restart,
-            hypervisor: kind,
-            address: self
-                .attachment
-                .as_ref()
-                .map(|attachment| attachment.guest.address.addr())
-                .or(intent.address),
-            mac: self
-                .attachment
-                .as_ref()
-                .map(|attachment| attachment.guest.mac.to_string()),
-            phases: self.phases.clone(),
-            gone,
-        });
-    }
-}
-
-/// In the words of its kernel, where that had some.
-fn machine_ended(panic: Option<&str>) -> Failure {
-    let why = panic.map_or_else(String::new, |words| format!(" ({words})"));
-    Failure {
-        class: ErrorClass::Retry,
-        code: "machine_ended".to_owned(),
-        message: format!(
-            "the machine ended before it was ready{why}: see its console with warren logs --source console"
-        ),
     }
 }
