@@ -1,11 +1,11 @@
 //! One process at a time: an advisory lock on a file beside the store, which the kernel lets go of when
 //! its holder dies. The file names the holder, so that a second opener can.
 
+use super::beside;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use warren_core::PortError;
 
 /// Held as long as any connection is open.
@@ -14,25 +14,14 @@ pub(super) struct StoreLock {
     _file: File,
 }
 
-/// `<store>.lock`: never removed, because a lock on a removed file keeps nobody out.
-fn lock_path(store: &Path) -> PathBuf {
-    let mut path = store.as_os_str().to_owned();
-    path.push(".lock");
-    path.into()
-}
+/// Of its name. The file is never removed, because a lock on a removed one keeps nobody out.
+const ENDING: &str = ".lock";
 
 impl StoreLock {
     /// Takes the lock or says who has it.
     pub(super) fn take(store: &Path) -> Result<Self, PortError> {
         let failed = |error| PortError::io("cannot lock the store", error);
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(lock_path(store))
-            .map_err(failed)?;
+        let mut file = beside::open(store, ENDING).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(taken(&mut file)),

@@ -4,6 +4,7 @@
 //! side only queues and waits, both with a deadline.
 
 mod backup;
+mod beside;
 mod changes;
 mod error;
 mod lock;

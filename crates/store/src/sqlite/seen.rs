@@ -2,19 +2,16 @@
 //! place behind our back, is known for one. A number and nothing else, written over itself after each commit
 //! and not synced: after a power failure it may be too low, which doubts too little and never too much.
 
+use super::beside;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use warren_core::PortError;
 use warren_core::ports::store::Revision;
 
-/// `<store>.seen`.
-pub(super) fn path(store: &Path) -> PathBuf {
-    let mut path = store.as_os_str().to_owned();
-    path.push(".seen");
-    path.into()
-}
+/// Of its name.
+const ENDING: &str = ".seen";
 
 /// The open file.
 pub(super) struct Seen {
@@ -25,14 +22,7 @@ pub(super) struct Seen {
 impl Seen {
     pub(super) fn open(store: &Path) -> Result<Self, PortError> {
         let failed = |error| PortError::io("cannot open the note beside the store", error);
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path(store))
-            .map_err(failed)?;
+        let mut file = beside::open(store, ENDING).map_err(failed)?;
         let mut text = String::new();
         // Not readable is as good as not there.
         let last = file

@@ -3,6 +3,7 @@
 use crate::cli::values::{Size, parse_unit_size};
 use clap::Args;
 use std::path::PathBuf;
+use warren_api::image::PushCredentials;
 
 const IMAGES_EXAMPLES: &str = "\
 Examples:
@@ -22,6 +23,35 @@ pub(crate) struct ImagesArgs {
     pub(crate) no_trunc: bool,
 }
 
+/// How to speak to a registry.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RegistryArgs {
+    /// The registry speaks plain HTTP (one on your own machine, usually)
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    /// A user name for the registry; its password is read from WARREN_REGISTRY_PASSWORD
+    #[arg(long, value_name = "USER", requires = "password")]
+    pub(crate) username: Option<String>,
+    /// Only by environment, so that no process list shows it.
+    #[arg(
+        long = "registry-password",
+        env = "WARREN_REGISTRY_PASSWORD",
+        hide = true,
+        hide_env_values = true
+    )]
+    pub(crate) password: Option<String>,
+}
+
+impl RegistryArgs {
+    pub(crate) fn credentials(self) -> Option<PushCredentials> {
+        self.username.map(|username| PushCredentials {
+            username: Some(username),
+            password: self.password,
+            registry_token: None,
+        })
+    }
+}
+
 const PULL_EXAMPLES: &str = "\
 Examples:
   warren pull nginx:1.27                          From Docker Hub
@@ -36,26 +66,14 @@ Examples:
 #[derive(Debug, Clone, Args)]
 #[command(after_help = PULL_EXAMPLES)]
 pub(crate) struct PullArgs {
-    /// The registry speaks plain HTTP (one on your own machine, usually)
-    #[arg(long)]
-    pub(crate) plain_http: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
     /// Which platform of an image that has several, such as linux/amd64; the host's when absent
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
     /// An id of your own for it
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<String>,
-    /// A user name for the registry; its password is read from WARREN_REGISTRY_PASSWORD
-    #[arg(long, value_name = "USER", requires = "password")]
-    pub(crate) username: Option<String>,
-    /// Only by environment, so that no process list shows it.
-    #[arg(
-        long = "registry-password",
-        env = "WARREN_REGISTRY_PASSWORD",
-        hide = true,
-        hide_env_values = true
-    )]
-    pub(crate) password: Option<String>,
     /// An image's reference
     #[arg(value_name = "REFERENCE")]
     pub(crate) reference: String,
@@ -78,20 +96,8 @@ pub(crate) struct PushArgs {
     /// The reference to give it there; its own when absent
     #[arg(long = "as", value_name = "REFERENCE")]
     pub(crate) target: Option<String>,
-    /// The registry speaks plain HTTP (one on your own machine, usually)
-    #[arg(long)]
-    pub(crate) plain_http: bool,
-    /// A user name for the registry; its password is read from WARREN_REGISTRY_PASSWORD
-    #[arg(long, value_name = "USER", requires = "password")]
-    pub(crate) username: Option<String>,
-    /// Only by environment, so that no process list shows it.
-    #[arg(
-        long = "registry-password",
-        env = "WARREN_REGISTRY_PASSWORD",
-        hide = true,
-        hide_env_values = true
-    )]
-    pub(crate) password: Option<String>,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
     /// The image's reference, id or digest
     #[arg(value_name = "IMAGE")]
     pub(crate) image: String,

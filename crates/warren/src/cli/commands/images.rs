@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 use warren_api::client::{ClientError, ListQuery, LoadSource};
-use warren_api::image::{CreateImageRequest, Image, ImageEvent, PushCredentials};
+use warren_api::image::{CreateImageRequest, Image, ImageEvent};
 use warren_api::push::{CreatePushRequest, PushEvent};
 use warren_core::image::ImageProgress;
 
@@ -111,17 +111,12 @@ pub(super) fn show(session: &Session, images: &[Image]) -> Result<(), CliError> 
 
 /// `warren pull`
 pub(super) async fn pull(session: &Session, args: PullArgs) -> Outcome {
-    let credentials = args.username.map(|username| PushCredentials {
-        username: Some(username),
-        password: args.password,
-        registry_token: None,
-    });
     let request = CreateImageRequest {
         name: args.reference,
         id: args.id,
         platform: args.platform,
-        credentials,
-        plain_http: args.plain_http.then_some(true),
+        plain_http: args.registry.plain_http.then_some(true),
+        credentials: args.registry.credentials(),
         ..CreateImageRequest::default()
     };
     let images = fetch(session, &request).await?;
@@ -132,16 +127,11 @@ pub(super) async fn pull(session: &Session, args: PullArgs) -> Outcome {
 /// `warren push`
 pub(super) async fn push(session: &Session, args: PushArgs) -> Outcome {
     let image = session.client.image(&args.image).await?;
-    let credentials = args.username.map(|username| PushCredentials {
-        username: Some(username),
-        password: args.password,
-        registry_token: None,
-    });
     let request = CreatePushRequest {
         target: args.target.unwrap_or(image.name),
         image: image.id,
-        insecure: args.plain_http,
-        credentials,
+        insecure: args.registry.plain_http,
+        credentials: args.registry.credentials(),
     };
     let what = format!("pushing {}", request.target);
     let mut bars = ImageBars::new(&session.out, &what);
