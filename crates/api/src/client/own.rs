@@ -1,4 +1,4 @@
-//! Which references name the registry that a server is itself.
+//! Which addresses are on this machine, and which references name the registry that a server is itself.
 
 use reqwest::Url;
 use std::net::IpAddr;
@@ -20,7 +20,7 @@ pub(super) fn is_of(reference: &str, server: &Url) -> bool {
 }
 
 /// Whether it is on this machine whatever its network is.
-fn is_here(url: &Url) -> bool {
+pub(super) fn is_here(url: &Url) -> bool {
     let Some(host) = url.host_str() else {
         return false;
     };

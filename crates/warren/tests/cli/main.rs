@@ -600,6 +600,32 @@ fn contexts_lead_to_their_server_with_their_token() {
 }
 
 #[test]
+fn a_server_on_this_machine_is_asked_without_a_proxy_and_without_the_systems_certificates() {
+    let double = Double::start(None);
+    let home = tempfile::tempdir().unwrap();
+    // Whoever opens it to read waits for somebody who writes.
+    let certificates = home.path().join("certificates");
+    let made = Command::new("mkfifo").arg(&certificates).status();
+    assert!(made.unwrap().success());
+    let mut listing = warren(home.path())
+        .args(["--server", &double.url, "ps", "-q"])
+        .env("SSL_CERT_FILE", &certificates)
+        .env("HTTP_PROXY", nobody())
+        .env("http_proxy", nobody())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while listing.try_wait().unwrap().is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = listing.kill();
+    let listed = listing.wait_with_output().unwrap();
+    assert_eq!(listed.status.code(), Some(0));
+    assert_eq!(out(&listed), "id-web\n");
+}
+
+#[test]
 fn version_tells_its_own_even_where_the_server_does_not_answer() {
     let url = nobody();
     let answer = output(&["--server", &url, "version"]);
