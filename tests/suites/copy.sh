@@ -3,6 +3,7 @@
 # no half file under its name. With a real guest where there is QEMU, else on the fake hypervisor.
 #
 #   COPY_FILES   files of the tree; 2000 without
+#   COPY_MIB     MiB of the file that is copied while somebody is killed; 96 without
 set -euo pipefail
 export SUITE_SECONDS=${SUITE_SECONDS:-300}
 # shellcheck source=tests/suites/suite.bash
@@ -11,6 +12,7 @@ export SUITE_SECONDS=${SUITE_SECONDS:-300}
 [ -x "$WARREN" ] || { skip copy "there is no warren at $WARREN" && exit 0; }
 
 COPY_FILES=${COPY_FILES:-2000}
+COPY_MIB=${COPY_MIB:-96}
 cd "$WORK"
 
 make_tree() {
@@ -42,25 +44,61 @@ os.mkfifo(f"{top}/pipe")
 PYTHON
 }
 
-# told DIRECTORY: all that a tree is, but for what is in its files. Devices and pipes do not come out of an instance.
+# told DIRECTORY: all that a tree is, a line for each name: kind, mode, owner, size, time, content, links, attributes, and which
+# names are one file. Devices and pipes do not come out of an instance.
 told() {
-    # A directory's own size is a matter of its history.
-    (cd "$1" && find . ! -type p ! -path . \( -type d -printf '%p d %m %U:%G %T@\n' -o -printf '%p %y %m %U:%G %s %T@ %l %n\n' \) | sort)
-    (cd "$1" && find . -type f -size -1024k -exec md5sum {} + | sort -k 2)
-    python3 -c 'import os, sys
-for at, _, names in sorted(os.walk(sys.argv[1])):
-    for name in sorted(names):
-        path = os.path.join(at, name)
-        if not os.path.islink(path) and os.path.isfile(path) and os.listxattr(path):
-            print(os.path.relpath(path, sys.argv[1]), os.getxattr(path, "user.copy"))' "$1"
+    python3 - "$1" <<'PYTHON'
+import hashlib, os, stat, sys
+top = sys.argv[1]
+first = {}
+
+def content(path, size):
+    """Of what is no hole: where one ends is a matter of the file system, zeros are zeros."""
+    said = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        at = 0
+        while at < size:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA) & ~4095
+            except OSError:
+                break
+            end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+            while at < end:
+                block = os.pread(file.fileno(), 4096, at)
+                if not block:
+                    break
+                if block.strip(b"\0"):
+                    said.update(b"%d:" % at + block.ljust(4096, b"\0"))
+                at += 4096
+    return said.hexdigest()
+
+for directory, names, files in os.walk(top):
+    names.sort()
+    for name in sorted(names + files):
+        path = os.path.join(directory, name)
+        shown = os.path.relpath(path, top)
+        seen = os.lstat(path)
+        if stat.S_ISFIFO(seen.st_mode):
+            continue
+        told = [shown, oct(seen.st_mode), seen.st_uid, seen.st_gid, seen.st_mtime_ns]
+        if stat.S_ISLNK(seen.st_mode):
+            told.append(os.readlink(path))
+        elif stat.S_ISREG(seen.st_mode):
+            one = first.setdefault(seen.st_ino, shown)
+            told += [seen.st_size, content(path, seen.st_size), seen.st_nlink, one]
+            told += [(key, os.getxattr(path, key)) for key in sorted(os.listxattr(path))]
+        print(told)
+PYTHON
 }
 
 a_tree_comes_back_as_it_was() {
     make_tree tree
     warren cp -a -q tree box:/tree
     warren cp -a -q box:/tree back
-    diff <(told tree) <(told back) | head -n 20
-    cmp <(told tree) <(told back)
+    told tree >tree.told
+    told back >back.told
+    diff tree.told back.told | head -n 20
+    cmp tree.told back.told
     # Holes stay holes.
     [ "$(du -sk back | cut -f 1)" -lt "$(($(du -sk tree | cut -f 1) + 1024))" ]
 }
@@ -71,8 +109,8 @@ an_archive_goes_through_pipes() {
     diff -r --no-dereference tree/d1 d1
 }
 
-# Seconds that a copy has before somebody is killed; it takes longer.
-sleep_into_it() { sleep 0."$1"; }
+# Tenths of a second that a copy of 96 MiB has before somebody is killed; it takes longer.
+sleep_into_it() { sleep "$(python3 -c 'import sys; print(int(sys.argv[1]) * int(sys.argv[2]) / 960)' "$1" "$COPY_MIB")"; }
 
 nothing_of_it_inside() {
     [ "$(curl -fsS "$URL/instances/box/stat?path=$1" | tr -d ' ')" = '{"exists":false}' ]
@@ -127,10 +165,10 @@ have qemu-system-x86_64 || {
 check busybox-image "$ROOT/scripts/make-busybox-image" "$WORK/busybox"
 serve copy "${options[@]}"
 check load-image warren load -q "$WORK/busybox" --name busybox
-check run-instance warren run -d -q --network none --memory 256M --disk 4G --name box busybox sleep 10000
+check run-instance warren run -d -q --network none --memory 256M --disk "$((4096 + 4 * COPY_MIB))M" --name box busybox sleep 10000
 check a-tree-comes-back-as-it-was a_tree_comes_back_as_it_was
 check an-archive-goes-through-pipes an_archive_goes_through_pipes
-head -c 96M /dev/urandom >big
+head -c "${COPY_MIB}M" /dev/urandom >big
 check a-large-file-goes-in warren cp -q big box:/big
 check a-killed-client-leaves-no-half-file a_killed_client_leaves_no_half_file
 rm -f .warren-part-*
