@@ -70,6 +70,8 @@ impl Double {
             .route("/instances/{id}/commit", post(commit))
             .route("/instances/{id}/logs", get(logs))
             .route("/instances/{id}/exec", get(exec))
+            .route("/instances/{id}/stat", get(crate::copying::stat))
+            .route("/instances/{id}/cp", get(crate::copying::cp))
             .route("/images", get(async || Json(json!([]))).post(pull))
             .route("/images/{name}", get(no_image))
             .route("/images/load", post(load))

@@ -3,6 +3,7 @@
 
 mod busy;
 mod commit;
+mod copying;
 mod debug;
 mod double;
 mod operations;
@@ -16,9 +17,10 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&[&str]; 42] = [
+const COMMANDS: [&[&str]; 43] = [
     &["run"],
     &["exec"],
+    &["cp"],
     &["attach"],
     &["ps"],
     &["logs"],
