@@ -10,9 +10,9 @@ import http.client
 import json
 import struct
 import sys
-import traceback
 import urllib.parse
 
+import results
 from reflected import SERVICE, Server
 
 
@@ -130,17 +130,7 @@ TESTS = [
 def main():
     global ADDRESS
     ADDRESS, url = sys.argv[1:3]
-    server, failed = Server(ADDRESS), 0
-    for test in TESTS:
-        name = "grpc-beside-rest-" + test.__name__.replace("_", "-")
-        try:
-            test(server, url)
-            print("PASS", name)
-        except Exception:
-            failed += 1
-            print("FAIL", name)
-            print("    " + traceback.format_exc(limit=4).replace("\n", "\n    "))
-    return 1 if failed else 0
+    return results.run("grpc-beside-rest-", TESTS, Server(ADDRESS), url)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import json
 import sys
 import threading
 import time
-import traceback
 import urllib.request
 
 import grpc
+import results
 import shape
 from grpc import StatusCode
 from grpc_reflection.v1alpha import reflection_pb2
@@ -622,17 +622,7 @@ def main():
     global ADDRESS
     ADDRESS, url = sys.argv[1:3]
     secret = sys.argv[4:5] if sys.argv[3:4] == ["--secret"] else []
-    server, failed = Server(ADDRESS), 0
-    for test in SECRET if secret else OPEN:
-        name = "grpc-" + test.__name__.replace("_", "-")
-        try:
-            test(server, url, *secret)
-            print("PASS", name)
-        except Exception:
-            failed += 1
-            print("FAIL", name)
-            print("    " + traceback.format_exc(limit=4).replace("\n", "\n    "))
-    return 1 if failed else 0
+    return results.run("grpc-", SECRET if secret else OPEN, Server(ADDRESS), url, *secret)
 
 
 if __name__ == "__main__":

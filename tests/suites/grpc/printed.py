@@ -9,8 +9,8 @@ import json
 import pathlib
 import shlex
 import sys
-import traceback
 
+import results
 from google.protobuf import json_format
 from reflected import Server
 
@@ -55,24 +55,20 @@ def must(answer, method, real):
         raise AssertionError(f"nobody says what {method} must answer")
 
 
+def carry_out(server, method, request, real):
+    message = server.call(method, request, timeout=120)
+    answer = json_format.MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    must(answer, method, real)
+
+
 def main():
-    server, real, failed, seen = Server(sys.argv[1]), sys.argv[2] == "--real", 0, 0
-    for method, request in commands():
-        name = f"printed-{method.rpartition('/')[2]}-{sys.argv[2].strip('-')}"
-        seen += 1
-        try:
-            message = server.call(method, request, timeout=120)
-            answer = json_format.MessageToDict(
-                message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-            )
-            must(answer, method, real)
-            print("PASS", name)
-        except Exception:
-            failed += 1
-            print("FAIL", name)
-            print("    " + traceback.format_exc(limit=3).replace("\n", "\n    "))
-    assert seen == 7, f"{seen} commands"
-    return 1 if failed else 0
+    server, guests = Server(sys.argv[1]), sys.argv[2].strip("-")
+    passed = [
+        results.passes(f"printed-{method.rpartition('/')[2]}-{guests}", carry_out, server, method, request, guests == "real")
+        for method, request in commands()
+    ]
+    assert len(passed) == 7, f"{len(passed)} commands"
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

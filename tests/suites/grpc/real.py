@@ -7,8 +7,8 @@ Usage: real.py ADDRESS IMAGE: IMAGE has a shell and is not on the server yet.
 import hashlib
 import sys
 import time
-import traceback
 
+import results
 from grpc import StatusCode
 from reflected import Server
 
@@ -169,17 +169,7 @@ TESTS = [
 def main():
     global IMAGE
     address, IMAGE = sys.argv[1:3]
-    server, failed = Server(address), 0
-    for test in TESTS:
-        name = "grpc-guest-" + test.__name__.replace("_", "-")
-        try:
-            test(server)
-            print("PASS", name)
-        except Exception:
-            failed += 1
-            print("FAIL", name)
-            print("    " + traceback.format_exc(limit=4).replace("\n", "\n    "))
-    return 1 if failed else 0
+    return results.run("grpc-guest-", TESTS, Server(address))
 
 
 if __name__ == "__main__":
