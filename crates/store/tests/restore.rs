@@ -1,11 +1,15 @@
 //! Stores that are not what was there last: restored, put back by hand, of older schemas, of newer ones.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[expect(dead_code, reason = "each test file uses a part")]
+mod support;
+
 use bytes::Bytes;
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
+use support::put;
 use tempfile::TempDir;
-use warren_core::ports::store::{Store, Transaction, Write};
+use warren_core::ports::store::Store;
 use warren_core::{ErrorClass, InstallationId};
 use warren_store::{OpenOptions, Origin, SCHEMA_VERSION, SqliteStore, Unowned, restore};
 
@@ -40,15 +44,6 @@ impl Place {
 
 fn own() -> InstallationId {
     InstallationId::from_entropy([1; 3])
-}
-
-async fn put(store: &SqliteStore, key: &str, value: &str) {
-    let write = Write::Put(key.to_owned(), Bytes::copy_from_slice(value.as_bytes()));
-    let transaction = Transaction {
-        guards: vec![],
-        writes: vec![write],
-    };
-    store.commit(transaction).await.unwrap();
 }
 
 async fn contents(store: &SqliteStore) -> Vec<(String, String)> {

@@ -2,25 +2,25 @@
 //! backups.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use bytes::Bytes;
 use futures::StreamExt;
 use rusqlite::Connection;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use support::{SMALL_DISK, again, on_a_small_disk, put, puts, role};
 use tempfile::TempDir;
 use tokio::time::timeout;
-use warren_core::ports::store::{Change, Commit, Guard, Store, Transaction, Write};
+use warren_core::ports::store::{Change, Commit, Guard, Store, Transaction};
 use warren_core::{ErrorClass, InstallationId};
 use warren_store::{OpenOptions, Origin, SCHEMA_VERSION, SqliteStore};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-/// Tells a copy of this test binary what to be.
-const ROLE: &str = "WARREN_STORE_TEST_ROLE";
-const STORE: &str = "WARREN_STORE_TEST_PATH";
 
 fn place() -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
@@ -32,39 +32,6 @@ async fn open(path: &Path) -> SqliteStore {
     SqliteStore::open(path, OpenOptions::default())
         .await
         .unwrap()
-}
-
-fn puts(pairs: &[(&str, &str)]) -> Transaction {
-    Transaction {
-        guards: vec![],
-        writes: pairs
-            .iter()
-            .map(|(key, value)| {
-                Write::Put((*key).to_owned(), Bytes::copy_from_slice(value.as_bytes()))
-            })
-            .collect(),
-    }
-}
-
-async fn put(store: &SqliteStore, key: &str, value: &str) -> u64 {
-    match store.commit(puts(&[(key, value)])).await.unwrap() {
-        Commit::Done(revision) => revision,
-        Commit::Refused { guard } => panic!("{guard}"),
-    }
-}
-
-/// This binary again, as `test` alone, in the given role.
-fn again(test: &str, role: &str, path: &Path) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(ROLE, role)
-        .env(STORE, path);
-    command
-}
-
-fn role() -> Option<(String, PathBuf)> {
-    Some((std::env::var(ROLE).ok()?, std::env::var_os(STORE)?.into()))
 }
 
 /// Ends the child whatever becomes of the test.
@@ -576,7 +543,7 @@ async fn a_backup_taken_during_writes_is_one_moment_of_the_store() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_on_a_small_disk() {
     let Some((role, path)) = role() else { return };
-    assert_eq!(role, "small disk");
+    assert_eq!(role, SMALL_DISK);
     let ballast = path.with_file_name("ballast");
     let store = Arc::new(open(&path).await);
     put(&store, "before", "kept").await;
@@ -627,33 +594,5 @@ async fn child_on_a_small_disk() {
 
 #[test]
 fn a_full_disk_is_said_and_survived() {
-    let directory = tempfile::tempdir().unwrap();
-    // A mount namespace of its own: the mount goes when the child does.
-    let isolate = |command: &str| {
-        let mut unshare = Command::new("unshare");
-        unshare
-            .args(["--user", "--map-root-user", "--mount", "sh", "-c", command])
-            .env("SMALL", directory.path());
-        unshare
-    };
-    let mount = "mount -t tmpfs -o size=4m none \"$SMALL\"";
-    if !isolate(mount).status().is_ok_and(|status| status.success()) {
-        println!("SKIPPED: this machine lets nobody mount a small file system");
-        return;
-    }
-    let binary = std::env::current_exe().unwrap();
-    let output = isolate(&format!(
-        "{mount} && exec \"$TEST\" --exact child_on_a_small_disk --nocapture"
-    ))
-    .env("TEST", binary)
-    .env(ROLE, "small disk")
-    .env(STORE, directory.path().join("store"))
-    .output()
-    .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("survived a full disk"),
-        "{text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    on_a_small_disk("4m", "child_on_a_small_disk", "survived a full disk");
 }

@@ -2,23 +2,22 @@
 //! which an upgrade meets as well.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use bytes::Bytes;
+mod support;
+
 use futures::StreamExt;
 use rusqlite::Connection;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use support::{SMALL_DISK, again, on_a_small_disk, put, role};
 use tempfile::TempDir;
 use tokio::time::timeout;
-use warren_core::ports::store::{Change, Commit, Store, Transaction, Write};
+use warren_core::ports::store::{Change, Store};
 use warren_core::{ErrorClass, PortError};
 use warren_store::{OpenOptions, Origin, SCHEMA_VERSION, SqliteStore, restore};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-/// Tells a copy of this test binary what to be, and where.
-const ROLE: &str = "WARREN_STORE_TEST_ROLE";
-const STORE: &str = "WARREN_STORE_TEST_PATH";
 
 /// What the fixture of the first schema holds.
 const KEYS: [&str; 3] = ["instance/web", "name/default/web", "slug/web"];
@@ -71,18 +70,6 @@ async fn keys(store: &SqliteStore) -> Vec<String> {
     page.records.into_iter().map(|record| record.key).collect()
 }
 
-async fn put(store: &SqliteStore, key: &str, value: &str) -> u64 {
-    let write = Write::Put(key.to_owned(), Bytes::copy_from_slice(value.as_bytes()));
-    let transaction = Transaction {
-        guards: vec![],
-        writes: vec![write],
-    };
-    match store.commit(transaction).await.unwrap() {
-        Commit::Done(revision) => revision,
-        Commit::Refused { guard } => panic!("{guard}"),
-    }
-}
-
 async fn first_of_watch(store: &SqliteStore, from: u64) -> Change {
     let mut watch = store.watch("", from).await.unwrap();
     timeout(DEADLINE, watch.next()).await.unwrap().unwrap()
@@ -95,20 +82,6 @@ fn names(directory: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
-}
-
-/// This binary again, as `test` alone.
-fn again(test: &str, role: &str, path: &Path) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(ROLE, role)
-        .env(STORE, path);
-    command
-}
-
-fn role() -> Option<(String, PathBuf)> {
-    Some((std::env::var(ROLE).ok()?, std::env::var_os(STORE)?.into()))
 }
 
 /// Not a test of its own: opens the store, and may be told to die meanwhile.
@@ -239,7 +212,7 @@ async fn of_many_that_open_an_older_store_at_once_one_has_it_and_the_others_are_
 #[tokio::test]
 async fn child_that_meets_a_full_and_a_read_only_disk() {
     let Some((role, path)) = role() else { return };
-    assert_eq!(role, "small disk");
+    assert_eq!(role, SMALL_DISK);
     let directory = path.parent().unwrap();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/schema-1.db");
     std::fs::copy(fixture, &path).unwrap();
@@ -288,33 +261,10 @@ async fn child_that_meets_a_full_and_a_read_only_disk() {
 
 #[test]
 fn an_upgrade_without_room_changes_nothing_says_so_and_is_made_once_there_is_room() {
-    let directory = tempfile::tempdir().unwrap();
-    // A mount namespace of its own: the mount goes when the child does.
-    let isolate = |command: &str| {
-        let mut unshare = Command::new("unshare");
-        unshare
-            .args(["--user", "--map-root-user", "--mount", "sh", "-c", command])
-            .env("SMALL", directory.path());
-        unshare
-    };
-    let mount = "mount -t tmpfs -o size=1m none \"$SMALL\"";
-    if !isolate(mount).status().is_ok_and(|status| status.success()) {
-        println!("SKIPPED: this machine lets nobody mount a small file system");
-        return;
-    }
-    let output = isolate(&format!(
-        "{mount} && exec \"$TEST\" --exact child_that_meets_a_full_and_a_read_only_disk --nocapture"
-    ))
-    .env("TEST", std::env::current_exe().unwrap())
-    .env(ROLE, "small disk")
-    .env(STORE, directory.path().join("store"))
-    .output()
-    .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("upgraded once there was room"),
-        "{text}{}",
-        String::from_utf8_lossy(&output.stderr)
+    on_a_small_disk(
+        "1m",
+        "child_that_meets_a_full_and_a_read_only_disk",
+        "upgraded once there was room",
     );
 }
 
