@@ -4,12 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn credentials_and_scopes() {
-    let world = world_with(
-        Auth::from_secret(Some("s3cret")),
-        Host::new(),
-        Arc::new(MemoryStore::new()),
-    )
-    .await;
+    let world = world_with_a_secret().await;
     assert_eq!(world.get("/health").await.status, 200);
     assert_eq!(world.get("/spec.json").await.status, 200);
     for path in ["/instances", "/metrics", "/docs", "/ready", "/nowhere"] {
@@ -17,21 +12,8 @@ async fn credentials_and_scopes() {
         refused.problem(401, "unauthorized");
         assert!(refused.headers.contains_key("www-authenticate"));
     }
-    let token = |claims: Value| {
-        use base64::Engine;
-        let b64 = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
-        let head = format!(
-            "{}.{}",
-            b64(br#"{"alg":"HS256"}"#),
-            b64(claims.to_string().as_bytes())
-        );
-        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"s3cret");
-        format!(
-            "Bearer {head}.{}",
-            b64(ring::hmac::sign(&key, head.as_bytes()).as_ref())
-        )
-    };
-    let full = token(json!({"sub": "me"}));
+    let bearer = |claims: Value| format!("Bearer {}", token(&claims));
+    let full = bearer(json!({"sub": "me"}));
     assert_eq!(
         world
             .with("GET", "/instances", None, &[("authorization", &full)])
@@ -39,7 +21,7 @@ async fn credentials_and_scopes() {
             .status,
         200
     );
-    let reader = token(json!({"permissions": ["instance:read"]}));
+    let reader = bearer(json!({"permissions": ["instance:read"]}));
     assert_eq!(
         world
             .with("GET", "/instances", None, &[("authorization", &reader)])

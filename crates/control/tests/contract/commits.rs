@@ -6,17 +6,9 @@ use warren_core::instance::Desired;
 
 const ROUTE: &str = "/instances/i-commit/commit";
 
-async fn world_with_one() -> World {
-    let world = world().await;
-    world
-        .make(json!({"id": "i-commit", "name": "i", "image": "busybox"}))
-        .await;
-    world
-}
-
 #[tokio::test]
 async fn a_commit_gives_an_image_with_progress_or_without() {
-    let world = world_with_one().await;
+    let world = world_of_one("i-commit").await;
     let body = json!({"name": "team/web:2", "id": "img-two", "changes": ["CMD [\"x\"]"], "message": "why"});
     let made = world.call("POST", ROUTE, Some(body)).await;
     assert_eq!(made.status, 201, "{}", made.text);
@@ -38,7 +30,7 @@ async fn a_commit_gives_an_image_with_progress_or_without() {
 
 #[tokio::test]
 async fn a_commit_that_cannot_work_is_refused() {
-    let world = world_with_one().await;
+    let world = world_of_one("i-commit").await;
     let long = "x".repeat(5000);
     for (body, status, code) in [
         (json!({}), 400, "invalid_body"),
@@ -77,32 +69,13 @@ async fn a_commit_that_cannot_work_is_refused() {
 
 #[tokio::test]
 async fn only_what_runs_or_is_stopped_can_be_committed() {
-    let vmm =
-        || serde_json::from_value(json!({"pid": 1, "start_time": 1, "boot_id": "b"})).unwrap();
-    let since = support::now();
-    for state in [
-        InstanceState::Created,
-        InstanceState::Initializing { vmm: vmm(), since },
-        InstanceState::Running { vmm: vmm(), since },
-        InstanceState::Paused { vmm: vmm(), since },
-        InstanceState::Shutdown { vmm: vmm() },
-        InstanceState::Stopped,
-        InstanceState::Standby,
-        InstanceState::Unknown {
-            reason: "the host is away".into(),
-        },
-    ] {
-        let world = world_with_one().await;
-        let name = state.name();
-        world.host.force("i-commit", state);
-        let shown = format!("/instances/i-commit/wait?state={name}&timeout=5s");
-        world.get(&shown).await;
+    in_every_state("i-commit", async |world, state| {
         let answer = world
             .call("POST", ROUTE, Some(json!({"name": "team/web:2"})))
             .await;
-        match admit(Operation::Commit, name, Desired::Running) {
+        match admit(Operation::Commit, state, Desired::Running) {
             Admission::Accept | Admission::AlreadySo => {
-                assert_eq!(answer.status, 201, "{name}: {}", answer.text);
+                assert_eq!(answer.status, 201, "{state}: {}", answer.text);
             }
             Admission::Refuse(_) => {
                 let problem = answer.problem(409, "wrong_state");
@@ -110,5 +83,6 @@ async fn only_what_runs_or_is_stopped_can_be_committed() {
                 assert!(detail.starts_with("cannot commit an instance"), "{detail}");
             }
         }
-    }
+    })
+    .await;
 }

@@ -4,17 +4,9 @@ use super::*;
 use warren_core::admission::{Admission, Operation, admit};
 use warren_core::instance::Desired;
 
-async fn world_with_one() -> World {
-    let world = world().await;
-    world
-        .make(json!({"id": "i-files", "name": "i", "image": "busybox"}))
-        .await;
-    world
-}
-
 #[tokio::test]
 async fn a_path_is_told_of_and_one_that_is_not_there_is_no_error() {
-    let world = world_with_one().await;
+    let world = world_of_one("i-files").await;
     let stat = async |query: &str| world.get(&format!("/instances/i-files/stat?{query}")).await;
     let file = stat("path=/etc/motd").await;
     assert_eq!(file.status, 200, "{}", file.text);
@@ -55,31 +47,12 @@ async fn a_path_is_told_of_and_one_that_is_not_there_is_no_error() {
 
 #[tokio::test]
 async fn only_what_runs_has_files() {
-    let vmm =
-        || serde_json::from_value(json!({"pid": 1, "start_time": 1, "boot_id": "b"})).unwrap();
-    let since = support::now();
-    for state in [
-        InstanceState::Created,
-        InstanceState::Initializing { vmm: vmm(), since },
-        InstanceState::Running { vmm: vmm(), since },
-        InstanceState::Paused { vmm: vmm(), since },
-        InstanceState::Shutdown { vmm: vmm() },
-        InstanceState::Stopped,
-        InstanceState::Standby,
-        InstanceState::Unknown {
-            reason: "the host is away".into(),
-        },
-    ] {
-        let world = world_with_one().await;
-        let name = state.name();
-        world.host.force("i-files", state);
-        let shown = format!("/instances/i-files/wait?state={name}&timeout=5s");
-        world.get(&shown).await;
+    in_every_state("i-files", async |world, state| {
         let stat = world.get("/instances/i-files/stat?path=/etc").await;
         let copy = world.get("/instances/i-files/cp").await;
-        match admit(Operation::Copy, name, Desired::Running) {
+        match admit(Operation::Copy, state, Desired::Running) {
             Admission::Accept | Admission::AlreadySo => {
-                assert_eq!(stat.status, 200, "{name}: {}", stat.text);
+                assert_eq!(stat.status, 200, "{state}: {}", stat.text);
                 copy.problem(400, "upgrade_required");
             }
             Admission::Refuse(_) => {
@@ -87,5 +60,6 @@ async fn only_what_runs_has_files() {
                 copy.problem(409, "wrong_state");
             }
         }
-    }
+    })
+    .await;
 }

@@ -195,8 +195,7 @@ async fn unary_connect_is_served_beside_rest() {
 
 #[tokio::test]
 async fn connect_is_held_to_the_same_credentials() {
-    let auth = Auth::from_secret(Some("s3cret"));
-    let world = world_with(auth, Host::new(), Arc::new(MemoryStore::new())).await;
+    let world = world_with_a_secret().await;
     let refused = world
         .call(
             "POST",

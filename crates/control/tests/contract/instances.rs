@@ -308,36 +308,10 @@ async fn refusals_have_their_statuses_and_codes() {
 async fn every_request_in_every_state_has_an_answer() {
     use warren_core::admission::{Admission, Operation, admit};
     use warren_core::instance::Desired;
-    use warren_core::state::StateName;
-    let vmm =
-        || serde_json::from_value(json!({"pid": 1, "start_time": 1, "boot_id": "b"})).unwrap();
-    let states = || {
-        let since = support::now();
-        [
-            InstanceState::Created,
-            InstanceState::Initializing { vmm: vmm(), since },
-            InstanceState::Running { vmm: vmm(), since },
-            InstanceState::Paused { vmm: vmm(), since },
-            InstanceState::Shutdown { vmm: vmm() },
-            InstanceState::Stopped,
-            InstanceState::Standby,
-            InstanceState::Unknown {
-                reason: "the host is away".into(),
-            },
-        ]
-    };
-    for state in states() {
-        let world = world().await;
-        world
-            .make(json!({"id": "i-state", "name": "i", "image": "busybox"}))
-            .await;
-        let name = state.name();
-        world.host.force("i-state", state);
-        let shown = format!("/instances/i-state/wait?state={name}&timeout=5s");
-        world.get(&shown).await;
+    in_every_state("i-state", async |world, state| {
         for route in ["exec", "attach"] {
             let answer = world.get(&format!("/instances/i-state/{route}")).await;
-            match name {
+            match state {
                 // These can be waited for, once it is a WebSocket.
                 StateName::Running | StateName::Created | StateName::Initializing => {
                     answer.problem(400, "upgrade_required")
@@ -345,31 +319,24 @@ async fn every_request_in_every_state_has_an_answer() {
                 _ => answer.problem(409, "wrong_state"),
             };
         }
-    }
+    })
+    .await;
     for (verb, operation) in [
         ("start", Operation::Start),
         ("stop", Operation::Stop),
         ("pause", Operation::Pause),
         ("resume", Operation::Resume),
     ] {
-        for state in states() {
-            let world = world().await;
-            world
-                .make(json!({"id": "i-state", "name": "i", "image": "busybox"}))
-                .await;
-            let name: StateName = state.name();
-            world.host.force("i-state", state);
-            let shown = format!("/instances/i-state/wait?state={name}&timeout=5s");
-            assert_eq!(world.get(&shown).await.json()["state"], name.to_string());
+        in_every_state("i-state", async |world, state| {
             let answer = world
                 .call("POST", &format!("/instances/i-state/{verb}"), None)
                 .await;
-            match admit(operation, name, Desired::Running) {
+            match admit(operation, state, Desired::Running) {
                 Admission::Refuse(_) => {
                     answer.problem(409, "wrong_state");
                 }
                 Admission::Accept | Admission::AlreadySo => {
-                    assert_eq!(answer.status, 200, "{verb} in {name}: {}", answer.text);
+                    assert_eq!(answer.status, 200, "{verb} in {state}: {}", answer.text);
                 }
             }
             // Whatever happened: it can be deleted, and again.
@@ -379,13 +346,14 @@ async fn every_request_in_every_state_has_an_answer() {
                     .await
                     .status,
                 204,
-                "{verb} in {name}"
+                "{verb} in {state}"
             );
             world
                 .get("/instances/i-state")
                 .await
                 .problem(404, "instance_not_found");
-        }
+        })
+        .await;
     }
 }
 
@@ -452,12 +420,7 @@ async fn idempotency_keys() {
         .await
         .problem(409, "idempotency_mismatch");
     // Another server on the same store knows the key, too.
-    let second = world_with(
-        Auth::from_secret(None),
-        world.host.clone(),
-        world.store.clone(),
-    )
-    .await;
+    let second = world.next_server().await;
     let later = second
         .with("POST", "/instances", Some(body.clone()), &key)
         .await;

@@ -25,7 +25,7 @@ mod upkeep;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderMap, Request, StatusCode};
+use axum::http::{HeaderMap, Request, StatusCode, request};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use warren_control::{App, Auth, Settings, http};
 use warren_core::InstallationId;
-use warren_core::state::InstanceState;
+use warren_core::state::{InstanceState, StateName};
 use warren_store::MemoryStore;
 
 struct World {
@@ -52,6 +52,16 @@ impl World {
     async fn stop(&self) {
         self.stopping.cancel();
         self.app.stopped().await;
+    }
+
+    /// Another server, on the same host and the same store.
+    async fn next_server(&self) -> World {
+        world_with(
+            Auth::from_secret(None),
+            self.host.clone(),
+            self.store.clone(),
+        )
+        .await
     }
 }
 
@@ -72,6 +82,33 @@ async fn world() -> World {
 
 async fn world_with(auth: Auth, host: Arc<Host>, store: Arc<MemoryStore>) -> World {
     world_in_doubt(auth, host, store, None).await
+}
+
+const SECRET: &str = "s3cret";
+
+async fn world_with_a_secret() -> World {
+    world_with(
+        Auth::from_secret(Some(SECRET)),
+        Host::new(),
+        Arc::new(MemoryStore::new()),
+    )
+    .await
+}
+
+/// A JWT of [`SECRET`]'s.
+fn token(claims: &Value) -> String {
+    use base64::Engine;
+    let b64 = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+    let head = format!(
+        "{}.{}",
+        b64(br#"{"alg":"HS256"}"#),
+        b64(claims.to_string().as_bytes())
+    );
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
+    format!(
+        "{head}.{}",
+        b64(ring::hmac::sign(&key, head.as_bytes()).as_ref())
+    )
 }
 
 async fn world_in_doubt(
@@ -119,6 +156,52 @@ async fn world_set(
     }
 }
 
+async fn world_of_one(id: &str) -> World {
+    let world = world().await;
+    world
+        .make(json!({"id": id, "name": "i", "image": "busybox"}))
+        .await;
+    world
+}
+
+/// In each state there is, a world of its own with an instance that is shown in it.
+async fn in_every_state(id: &str, check: impl AsyncFn(World, StateName)) {
+    let vmm =
+        || serde_json::from_value(json!({"pid": 1, "start_time": 1, "boot_id": "b"})).unwrap();
+    let since = support::now();
+    let states = [
+        InstanceState::Created,
+        InstanceState::Initializing { vmm: vmm(), since },
+        InstanceState::Running { vmm: vmm(), since },
+        InstanceState::Paused { vmm: vmm(), since },
+        InstanceState::Shutdown { vmm: vmm() },
+        InstanceState::Stopped,
+        InstanceState::Standby,
+        InstanceState::Unknown {
+            reason: "the host is away".into(),
+        },
+    ];
+    assert_eq!(states.each_ref().map(InstanceState::name), StateName::ALL);
+    for state in states {
+        let world = world_of_one(id).await;
+        let name = state.name();
+        world.host.force(id, state);
+        let shown = format!("/instances/{id}/wait?state={name}&timeout=5s");
+        assert_eq!(world.get(&shown).await.json()["state"], name.to_string());
+        check(world, name).await;
+    }
+}
+
+fn request(method: &str, path: &str, headers: &[(&str, &str)]) -> request::Builder {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "localhost:8080");
+    headers.iter().fold(request, |request, (name, value)| {
+        request.header(*name, *value)
+    })
+}
+
 struct Answer {
     status: u16,
     headers: HeaderMap,
@@ -162,13 +245,7 @@ impl World {
         body: Option<Value>,
         headers: &[(&str, &str)],
     ) -> Answer {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "localhost:8080");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
+        let mut request = request(method, path, headers);
         let body = match body {
             Some(body) => {
                 request = request.header("content-type", "application/json");

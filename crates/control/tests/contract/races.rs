@@ -87,12 +87,7 @@ async fn a_thousand_keys_five_times_at_once_with_answers_lost_make_exactly_a_tho
     assert_eq!(all_ids(&world).await.len(), KEYS);
     // Nor does the next server make another one.
     world.stop().await;
-    let world = world_with(
-        Auth::from_secret(None),
-        world.host.clone(),
-        world.store.clone(),
-    )
-    .await;
+    let world = world.next_server().await;
     world.ready().await;
     for (key, ids) in answered.iter().enumerate() {
         let header = format!("key-{key}");

@@ -50,13 +50,7 @@ impl World {
         headers: &[(&str, &str)],
         body: impl Into<Body>,
     ) -> Answer {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "localhost:8080");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
+        let request = request(method, path, headers);
         let answer = self.send(request.body(body.into()).unwrap()).await;
         answer.stamped();
         answer
@@ -497,25 +491,7 @@ async fn many_referrers_come_in_pages_of_a_manifests_size() {
 #[tokio::test]
 async fn a_registry_with_a_secret_asks_as_docker_login_answers() {
     use base64::Engine;
-    let b64 = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
-    let world = world_with(
-        Auth::from_secret(Some("s3cret")),
-        Host::new(),
-        Arc::new(MemoryStore::new()),
-    )
-    .await;
-    let token = |claims: Value| {
-        let head = format!(
-            "{}.{}",
-            b64(br#"{"alg":"HS256"}"#),
-            b64(claims.to_string().as_bytes())
-        );
-        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, b"s3cret");
-        format!(
-            "{head}.{}",
-            b64(ring::hmac::sign(&key, head.as_bytes()).as_ref())
-        )
-    };
+    let world = world_with_a_secret().await;
     let basic = |token: &str| {
         let pair = format!("anybody:{token}");
         format!(
@@ -523,7 +499,7 @@ async fn a_registry_with_a_secret_asks_as_docker_login_answers() {
             base64::engine::general_purpose::STANDARD.encode(pair)
         )
     };
-    let full = token(json!({}));
+    let full = token(&json!({}));
     for header in [None, Some(basic("wrong")), Some("Basic x".to_owned())] {
         let header = header.map(|header| [("authorization".to_owned(), header)]);
         let pairs: Vec<(&str, &str)> = header
@@ -544,14 +520,14 @@ async fn a_registry_with_a_secret_asks_as_docker_login_answers() {
         .with("GET", "/images", None, &[("authorization", &basic(&full))])
         .await
         .problem(401, "unauthorized");
-    let reader = basic(&token(json!({ "permissions": ["image:read"] })));
+    let reader = basic(&token(&json!({ "permissions": ["image:read"] })));
     let pairs = [("authorization", reader.as_str())];
     assert_eq!(world.registry("GET", "/v2/", &pairs, "").await.status, 200);
     world
         .registry("POST", "/v2/a/blobs/uploads/", &pairs, "")
         .await
         .refused(403, "DENIED");
-    let stranger = basic(&token(json!({ "permissions": ["instance:*"] })));
+    let stranger = basic(&token(&json!({ "permissions": ["instance:*"] })));
     world
         .registry("GET", "/v2/", &[("authorization", &stranger)], "")
         .await

@@ -52,12 +52,7 @@ async fn a_host_that_refuses_gets_it_later_and_a_restart_loses_nothing() {
         .await;
     assert_eq!(made["state"], "Running");
     world.stop().await;
-    let second = world_with(
-        Auth::from_secret(None),
-        world.host.clone(),
-        world.store.clone(),
-    )
-    .await;
+    let second = world.next_server().await;
     assert_eq!(
         second.get("/instances/later").await.json()["state"],
         "Running"

@@ -148,12 +148,7 @@ async fn a_damaged_record_of_an_instance_costs_it_nothing_and_is_written_anew_by
     world.store.commit(torn).await.unwrap();
     let held = dump(&world.store).await;
 
-    let world = world_with(
-        Auth::from_secret(None),
-        world.host.clone(),
-        world.store.clone(),
-    )
-    .await;
+    let world = world.next_server().await;
     world.ready().await;
     for name in ["one", "two"] {
         until(&world, &format!("/instances/{name}"), |one| {
