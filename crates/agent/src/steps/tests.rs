@@ -184,66 +184,21 @@ impl World {
     }
 }
 
-/// What a second time gives that does not do the same once more.
-fn refused_the_second_time(step: Step) -> Option<&'static str> {
-    match step {
-        // The contract of every hypervisor: one machine of a home, and never a second.
-        Step::StartVmm => Some("vmm_running"),
-        Step::RecordIntent
-        | Step::EnsureImage
-        | Step::EnsureDisk
-        | Step::EnsureNetwork
-        | Step::AttachGuest
-        | Step::BootGuest
-        | Step::Pause
-        | Step::Resume
-        | Step::ShutDownGuest
-        | Step::RecordExit
-        | Step::DestroyVmm
-        | Step::ReleaseNetwork
-        | Step::RemoveDisk
-        | Step::RemoveDirectory => None,
-    }
-}
-
 #[tokio::test]
 async fn every_step_and_every_teardown_done_twice_leaves_what_it_left_when_done_once() {
     let data = tempfile::tempdir().unwrap();
     let mut world = World::new(data.path());
-    // The order of a whole life; every step there is comes once.
-    let life = [
-        Step::RecordIntent,
-        Step::EnsureImage,
-        Step::EnsureDisk,
-        Step::EnsureNetwork,
-        Step::StartVmm,
-        Step::AttachGuest,
-        Step::BootGuest,
-        Step::Pause,
-        Step::Resume,
-        Step::ShutDownGuest,
-        Step::RecordExit,
-        Step::DestroyVmm,
-        Step::ReleaseNetwork,
-        Step::RemoveDisk,
-        Step::RemoveDirectory,
-    ];
-    let mut all = life.to_vec();
-    all.sort();
-    let mut known = Step::ALL.to_vec();
-    known.sort();
-    assert_eq!(all, known, "a step is missing in this test");
-    for step in life {
+    let mut refused = Vec::new();
+    // All there are, in the order of a whole life: none can be done before those it stands on.
+    for step in Step::ALL {
         let effect = world.carry_out(step).await.unwrap_or_else(|error| {
             panic!("{step:?}: {error:?}");
         });
         world.apply(effect);
         let once = world.look().await;
-        match (world.carry_out(step).await, refused_the_second_time(step)) {
-            (Ok(effect), None) => world.apply(effect),
-            (Err(error), Some(code)) => assert_eq!(error.code, code, "{step:?}"),
-            (Ok(_), Some(_)) => panic!("{step:?} was done a second time"),
-            (Err(error), None) => panic!("{step:?} a second time: {error:?}"),
+        match world.carry_out(step).await {
+            Ok(effect) => world.apply(effect),
+            Err(error) => refused.push((step, error.code)),
         }
         assert_eq!(
             world.look().await,
@@ -251,6 +206,8 @@ async fn every_step_and_every_teardown_done_twice_leaves_what_it_left_when_done_
             "{step:?} a second time changed something"
         );
     }
+    // The contract of every hypervisor: one machine of a home, and never a second. All else does the same once more.
+    assert_eq!(refused, [(Step::StartVmm, "vmm_running")]);
     let nothing = world.look().await;
     assert_eq!((nothing.files.len(), nothing.taps), (0, 0));
     // Teardown of what is not there is fine as well.
