@@ -594,5 +594,10 @@ async fn child_on_a_small_disk() {
 
 #[test]
 fn a_full_disk_is_said_and_survived() {
-    on_a_small_disk("4m", "child_on_a_small_disk", "survived a full disk");
+    on_a_small_disk(
+        "a_full_disk_is_said_and_survived",
+        "4m",
+        "child_on_a_small_disk",
+        "survived a full disk",
+    );
 }

@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use support::{SMALL_DISK, again, on_a_small_disk, put, role};
+use support::{SMALL_DISK, again, on_a_small_disk, put, role, skip};
 use tempfile::TempDir;
 use tokio::time::timeout;
 use warren_core::ports::store::{Change, Store};
@@ -96,8 +96,10 @@ async fn child_that_opens() {
 async fn killed_at_every_step_of_an_upgrade_there_is_the_old_store_or_the_new_one_and_the_next_opening_completes_it()
  {
     if !cfg!(debug_assertions) {
-        println!("SKIPPED: a release build has no crash points");
-        return;
+        return skip(
+            "killed_at_every_step_of_an_upgrade_there_is_the_old_store_or_the_new_one_and_the_next_opening_completes_it",
+            "a release build has no crash points",
+        );
     }
     for (place, then) in [
         ("upgrade.copied", 1),
@@ -262,6 +264,7 @@ async fn child_that_meets_a_full_and_a_read_only_disk() {
 #[test]
 fn an_upgrade_without_room_changes_nothing_says_so_and_is_made_once_there_is_room() {
     on_a_small_disk(
+        "an_upgrade_without_room_changes_nothing_says_so_and_is_made_once_there_is_room",
         "1m",
         "child_that_meets_a_full_and_a_read_only_disk",
         "upgraded once there was room",

@@ -1,7 +1,6 @@
 //! What this machine has of what a guest needs: kernels, programs; and how a test says that something is missing.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -52,20 +51,6 @@ pub(crate) fn missing() -> Option<String> {
     kernels()
         .is_empty()
         .then(|| "no guest kernel: run ./dev kernel".to_owned())
-}
-
-pub(crate) fn skip(test: &str, reason: &str) {
-    let line = format!("SKIP {test}: {reason}\n");
-    let mut stderr = std::io::stderr();
-    stderr.write_all(line.as_bytes()).unwrap();
-    if let Some(file) = std::env::var_os("WARREN_SKIP_FILE") {
-        let mut file = fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(file)
-            .unwrap();
-        file.write_all(line.as_bytes()).unwrap();
-    }
 }
 
 pub(crate) fn run(program: &str, arguments: &[&str]) {

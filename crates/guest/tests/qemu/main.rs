@@ -11,13 +11,16 @@ mod files;
 mod holding;
 mod host;
 mod image;
+#[path = "../../../../tests/skip.rs"]
+mod skip;
 mod vm;
 
 use boot::{config, configuration};
 use exec::{commands, shell, words};
 use files::files;
 use holding::holding_still;
-use host::{Kernel, kernels, missing, run, skip};
+use host::{Kernel, kernels, missing, run};
+use skip::skip;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;

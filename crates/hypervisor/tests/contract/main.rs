@@ -5,4 +5,7 @@ mod fake;
 mod init;
 #[cfg(target_arch = "x86_64")]
 mod qemu;
+#[cfg(target_arch = "x86_64")]
+#[path = "../../../../tests/skip.rs"]
+mod skip;
 mod suite;

@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use crate::init;
+use crate::skip::skip;
 use crate::suite::{self, PATIENCE, Place, Subject};
-use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -65,20 +65,6 @@ impl Subjects {
 
     fn qemu(&self) -> Qemu {
         Qemu::new(self.config(), Arc::new(NoHelper))
-    }
-}
-
-/// Says loudly that a test could not run here, and counts it where the test runner wants it counted.
-fn skip(test: &str, reason: &str) {
-    let line = format!("SKIP {test}: {reason}");
-    eprintln!("{line}");
-    if let Some(path) = std::env::var_os("WARREN_SKIP_FILE") {
-        let mut file = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(path)
-            .unwrap();
-        writeln!(file, "{line}").unwrap();
     }
 }
 

@@ -1,6 +1,5 @@
 //! Archives, layouts, registries and mounts for the tests of this crate.
 #![expect(clippy::unwrap_used, reason = "a failure fails the test")]
-#![expect(clippy::print_stdout, reason = "skips are printed")]
 #![expect(
     dead_code,
     unreachable_pub,
@@ -12,10 +11,11 @@ pub mod ext4;
 pub mod pushing;
 pub mod reading;
 pub mod registry;
+#[path = "../../../../tests/skip.rs"]
+mod skip;
 pub mod small;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -27,20 +27,7 @@ use warren_image::pipeline::{ConvertError, Converted, LayerInput, convert};
 use warren_image::{Digest, ImageStore, Limits, Options};
 
 pub use archive::{Archive, gzip};
-
-/// Says loudly that a test did not run.
-pub fn skip(test: &str, reason: &str) {
-    let line = format!("SKIP {test}: {reason}");
-    println!("{line}");
-    if let Some(path) = std::env::var_os("WARREN_SKIP_FILE") {
-        let mut file = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .unwrap();
-        writeln!(file, "{line}").unwrap();
-    }
-}
+pub(crate) use skip::skip;
 
 /// Whether all tools are installed; says so if not.
 pub fn have(test: &str, tools: &[&str]) -> bool {

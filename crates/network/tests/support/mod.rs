@@ -7,31 +7,19 @@
 )]
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a panic is the failure")]
-#![expect(
-    clippy::print_stdout,
-    reason = "skips are told to whoever reads the test's output"
-)]
+
+#[path = "../../../../tests/skip.rs"]
+mod skip;
+
+pub(crate) use skip::skip;
 
 use std::future::Future;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 
 const INSIDE: &str = "WARREN_TEST_INSIDE";
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/net.py");
-
-/// Says that a test was skipped, and why, also in the file that counts skips.
-pub(crate) fn skip(test: &str, reason: &str) {
-    let line = format!("SKIP {test}: {reason}");
-    println!("{line}");
-    if let Some(path) = std::env::var_os("WARREN_SKIP_FILE") {
-        let file = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path);
-        writeln!(file.unwrap(), "{line}").unwrap();
-    }
-}
 
 fn missing(programs: &[&str]) -> Option<String> {
     if !nix::unistd::geteuid().is_root() {

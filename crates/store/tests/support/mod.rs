@@ -1,5 +1,10 @@
 //! Writes in short, and copies of the test binary in a role of their own: to be killed, or on a small disk.
 
+#[path = "../../../../tests/skip.rs"]
+mod skip;
+
+pub(crate) use skip::skip;
+
 use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,8 +53,8 @@ pub(crate) fn role() -> Option<(String, PathBuf)> {
 }
 
 /// Runs `test` as [`SMALL_DISK`], its store on a tmpfs of this size (as mount's `size=` has it), until it ends well
-/// and has said `done`.
-pub(crate) fn on_a_small_disk(size: &str, test: &str, done: &str) {
+/// and has said `done`; `name`, the test that this is, is skipped where nobody may mount.
+pub(crate) fn on_a_small_disk(name: &str, size: &str, test: &str, done: &str) {
     let directory = tempfile::tempdir().unwrap();
     // A mount namespace of its own: the mount goes when the child does.
     let isolate = |command: &str| {
@@ -64,8 +69,7 @@ pub(crate) fn on_a_small_disk(size: &str, test: &str, done: &str) {
         .status()
         .is_ok_and(|status| status.success())
     {
-        println!("SKIPPED: this machine lets nobody mount a small file system");
-        return;
+        return skip(name, "nobody may mount a small file system here");
     }
     let output = isolate(&format!(
         "{mount} && exec \"$TEST\" --exact {test} --nocapture"

@@ -8,6 +8,8 @@ mod debug;
 mod double;
 mod operations;
 mod outlet;
+#[path = "../../../../tests/skip.rs"]
+mod skip;
 mod storage;
 mod upkeep;
 

@@ -1,6 +1,7 @@
 //! Images on their way out: whole or not at all, and never to a terminal.
 
 use super::double::Double;
+use super::skip::skip;
 use super::{ask, ended, err, interrupt, out, warren};
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -271,18 +272,4 @@ fn qcow2_is_made_where_it_can_be() {
     let info: Value = serde_json::from_slice(&info.unwrap().stdout).unwrap();
     assert_eq!(info["format"], "qcow2");
     assert_eq!(info["virtual-size"], 1 << 20);
-}
-
-/// Says loudly that a part did not run.
-#[expect(clippy::print_stdout, reason = "skips are printed")]
-fn skip(test: &str, reason: &str) {
-    let line = format!("SKIP {test}: {reason}");
-    println!("{line}");
-    if let Some(path) = std::env::var_os("WARREN_SKIP_FILE") {
-        let file = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path);
-        std::io::Write::write_all(&mut file.unwrap(), format!("{line}\n").as_bytes()).unwrap();
-    }
 }

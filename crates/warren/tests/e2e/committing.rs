@@ -7,7 +7,7 @@ use serde_json::Value;
 #[test]
 fn a_committed_instance_is_an_image_that_runs() {
     in_mode(
-        "e2e::a_committed_instance_is_an_image_that_runs",
+        "a_committed_instance_is_an_image_that_runs",
         Mode::User,
         commits_while_it_writes_and_when_it_is_stopped,
     );

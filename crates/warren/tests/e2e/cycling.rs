@@ -90,7 +90,7 @@ fn open_files_allowed(pid: u32) -> [u64; 2] {
 
 #[test]
 fn cycles_of_create_and_delete_hold_nothing() {
-    const NAME: &str = "e2e::cycles_of_create_and_delete_hold_nothing";
+    const NAME: &str = "cycles_of_create_and_delete_hold_nothing";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }
@@ -142,7 +142,7 @@ fn reads(server: &Server) -> u64 {
 
 #[test]
 fn a_server_with_instances_that_do_nothing_does_nothing() {
-    const NAME: &str = "e2e::a_server_with_instances_that_do_nothing_does_nothing";
+    const NAME: &str = "a_server_with_instances_that_do_nothing_does_nothing";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }

@@ -71,8 +71,7 @@ fn start_with(server: &mut Server, flipped: &[String]) -> String {
 
 #[test]
 fn a_flipped_record_is_named_the_rest_serve_and_what_is_advised_puts_it_right() {
-    const NAME: &str =
-        "e2e::a_flipped_record_is_named_the_rest_serve_and_what_is_advised_puts_it_right";
+    const NAME: &str = "a_flipped_record_is_named_the_rest_serve_and_what_is_advised_puts_it_right";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }
@@ -111,7 +110,7 @@ fn a_flipped_record_is_named_the_rest_serve_and_what_is_advised_puts_it_right() 
 
 #[test]
 fn a_repair_without_a_server_takes_nothing_away_whose_record_is_lost() {
-    const NAME: &str = "e2e::a_repair_without_a_server_takes_nothing_away_whose_record_is_lost";
+    const NAME: &str = "a_repair_without_a_server_takes_nothing_away_whose_record_is_lost";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }

@@ -50,7 +50,7 @@ fn body(name: &str) -> Value {
 
 #[test]
 fn kills_at_any_moment_lose_no_promise_and_leave_nothing() {
-    const NAME: &str = "e2e::kills_at_any_moment_lose_no_promise_and_leave_nothing";
+    const NAME: &str = "kills_at_any_moment_lose_no_promise_and_leave_nothing";
     if !is_root() {
         return skip(NAME, "these tests start as root");
     }

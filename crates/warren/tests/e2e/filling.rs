@@ -101,7 +101,7 @@ fn ask(server: &Server, method: &str, path: &str, body: Option<serde_json::Value
 
 #[test]
 fn a_full_disk_is_said_at_each_write_leaves_nothing_and_is_got_over() {
-    const NAME: &str = "e2e::a_full_disk_is_said_at_each_write_leaves_nothing_and_is_got_over";
+    const NAME: &str = "a_full_disk_is_said_at_each_write_leaves_nothing_and_is_got_over";
     if !is_root() {
         return skip(NAME, "mounting a small file system needs root");
     }

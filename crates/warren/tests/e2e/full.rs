@@ -34,7 +34,7 @@ impl Drop for Small<'_> {
 
 #[test]
 fn a_full_disk_is_507_and_over_once_there_is_room() {
-    let name = "e2e::full::a_full_disk_is_507_and_over_once_there_is_room";
+    let name = "full::a_full_disk_is_507_and_over_once_there_is_room";
     if !is_root() {
         return skip(name, "mounting needs root");
     }
@@ -113,7 +113,7 @@ fn a_full_disk_is_507_and_over_once_there_is_room() {
 
 #[test]
 fn a_guests_disk_has_the_size_it_was_given_and_no_more() {
-    let name = "e2e::full::a_guests_disk_has_the_size_it_was_given_and_no_more";
+    let name = "full::a_guests_disk_has_the_size_it_was_given_and_no_more";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(name, &reason);
     }

@@ -114,6 +114,6 @@ fn a_hung_machine_delays_nobody_else(server: &Server) {
 
 #[test]
 fn a_machine_that_hangs_delays_no_other() {
-    const NAME: &str = "e2e::a_machine_that_hangs_delays_no_other";
+    const NAME: &str = "a_machine_that_hangs_delays_no_other";
     in_mode(NAME, Mode::Bridge, a_hung_machine_delays_nobody_else);
 }

@@ -2,6 +2,7 @@
 //! by the same binary's CLI; and images made on the spot. Everything started here ends with the test, by
 //! pid, also when the test panics.
 
+pub(crate) use crate::skip::skip;
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -35,21 +36,6 @@ pub(crate) fn checkout() -> PathBuf {
         .join("../..")
         .canonicalize()
         .expect("the checkout exists")
-}
-
-/// Says that a test did not run, so that the summary can.
-pub(crate) fn skip(test: &str, reason: &str) {
-    println!("SKIP {test}: {reason}");
-    if let Some(file) = std::env::var_os("WARREN_SKIP_FILE") {
-        let line = format!("{test}: {reason}\n");
-        let written = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(file);
-        if let Ok(mut file) = written {
-            let _ = file.write_all(line.as_bytes());
-        }
-    }
 }
 
 pub(crate) fn on_path(program: &str) -> bool {

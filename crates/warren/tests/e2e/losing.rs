@@ -168,7 +168,7 @@ fn a_lost_record_and_an_older_one(server: &mut Server) {
 #[test]
 fn a_lost_record_and_an_older_one_touch_nothing_and_are_rebuilt_on_the_fake_hypervisor() {
     const NAME: &str =
-        "e2e::a_lost_record_and_an_older_one_touch_nothing_and_are_rebuilt_on_the_fake_hypervisor";
+        "a_lost_record_and_an_older_one_touch_nothing_and_are_rebuilt_on_the_fake_hypervisor";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }
@@ -179,7 +179,7 @@ fn a_lost_record_and_an_older_one_touch_nothing_and_are_rebuilt_on_the_fake_hype
 #[test]
 fn a_lost_record_and_an_older_one_touch_nothing_and_are_rebuilt_while_guests_count() {
     const NAME: &str =
-        "e2e::a_lost_record_and_an_older_one_touch_nothing_and_are_rebuilt_while_guests_count";
+        "a_lost_record_and_an_older_one_touch_nothing_and_are_rebuilt_while_guests_count";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }
@@ -220,7 +220,7 @@ fn write(server: &Server, stop: &AtomicBool, writer: u32) {
 
 #[test]
 fn backups_taken_during_writes_are_restored_and_brought_up_to_date() {
-    const NAME: &str = "e2e::backups_taken_during_writes_are_restored_and_brought_up_to_date";
+    const NAME: &str = "backups_taken_during_writes_are_restored_and_brought_up_to_date";
     if !is_root() {
         return skip(NAME, "these tests start as root");
     }

@@ -1,7 +1,10 @@
 //! The whole of Warren on real QEMU: a server, its CLI, its API, real guests. Each scenario runs in bridge
 //! mode as root and in user mode as an unprivileged user, unless it is about one of them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(clippy::print_stdout, reason = "a test that does not run says so")]
+#![expect(
+    clippy::print_stdout,
+    reason = "a test of many rounds says what it did"
+)]
 
 mod committing;
 mod crashing;
@@ -15,6 +18,8 @@ mod harness;
 mod losing;
 mod repeating;
 mod scenarios;
+#[path = "../../../../tests/skip.rs"]
+mod skip;
 mod stalling;
 mod surviving;
 mod telling;

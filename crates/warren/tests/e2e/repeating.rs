@@ -95,7 +95,7 @@ fn steps_carried_out_twice(mode: Mode, test: &str) {
 fn every_step_of_a_machine_on_a_bridge_is_carried_out_twice_and_is_as_good_as_once() {
     steps_carried_out_twice(
         Mode::Bridge,
-        "e2e::every_step_of_a_machine_on_a_bridge_is_carried_out_twice_and_is_as_good_as_once",
+        "every_step_of_a_machine_on_a_bridge_is_carried_out_twice_and_is_as_good_as_once",
     );
 }
 
@@ -103,6 +103,6 @@ fn every_step_of_a_machine_on_a_bridge_is_carried_out_twice_and_is_as_good_as_on
 fn every_step_of_a_machine_in_user_mode_is_carried_out_twice_and_is_as_good_as_once() {
     steps_carried_out_twice(
         Mode::User,
-        "e2e::every_step_of_a_machine_in_user_mode_is_carried_out_twice_and_is_as_good_as_once",
+        "every_step_of_a_machine_in_user_mode_is_carried_out_twice_and_is_as_good_as_once",
     );
 }

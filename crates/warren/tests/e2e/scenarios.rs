@@ -9,10 +9,10 @@ use std::time::Duration;
 macro_rules! in_both_modes {
     ($($scenario:ident),* $(,)?) => {
         mod bridge {
-            $(#[test] fn $scenario() { super::in_mode(concat!("e2e::bridge::", stringify!($scenario)), super::Mode::Bridge, super::$scenario); })*
+            $(#[test] fn $scenario() { super::in_mode(concat!("bridge::", stringify!($scenario)), super::Mode::Bridge, super::$scenario); })*
         }
         mod user {
-            $(#[test] fn $scenario() { super::in_mode(concat!("e2e::user::", stringify!($scenario)), super::Mode::User, super::$scenario); })*
+            $(#[test] fn $scenario() { super::in_mode(concat!("user::", stringify!($scenario)), super::Mode::User, super::$scenario); })*
         }
     };
 }
@@ -382,7 +382,7 @@ fn the_seed_example_works_as_printed(server: &Server) {
 #[test]
 fn guests_of_a_bridge_find_each_other_by_name() {
     in_mode(
-        "e2e::guests_of_a_bridge_find_each_other_by_name",
+        "guests_of_a_bridge_find_each_other_by_name",
         Mode::Bridge,
         |server| {
             server.ok(&["run", "-d", "--name", "web", "busybox-web"]);
@@ -410,7 +410,7 @@ fn guests_of_a_bridge_find_each_other_by_name() {
 #[test]
 fn a_guest_reaches_a_published_port_by_the_hosts_address() {
     in_mode(
-        "e2e::a_guest_reaches_a_published_port_by_the_hosts_address",
+        "a_guest_reaches_a_published_port_by_the_hosts_address",
         Mode::Bridge,
         |server| {
             let port = free_port();
@@ -443,7 +443,7 @@ fn a_guest_reaches_a_published_port_by_the_hosts_address() {
 
 #[test]
 fn the_distributions_kernel_runs_instances_too() {
-    const NAME: &str = "e2e::the_distributions_kernel_runs_instances_too";
+    const NAME: &str = "the_distributions_kernel_runs_instances_too";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }

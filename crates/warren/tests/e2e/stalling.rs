@@ -44,8 +44,7 @@ impl Drop for Events {
 
 #[test]
 fn a_guest_waits_while_the_hosts_disk_is_full_and_goes_on_when_there_is_room() {
-    const NAME: &str =
-        "e2e::a_guest_waits_while_the_hosts_disk_is_full_and_goes_on_when_there_is_room";
+    const NAME: &str = "a_guest_waits_while_the_hosts_disk_is_full_and_goes_on_when_there_is_room";
     if !is_root() {
         return skip(NAME, "mounting a small file system needs root");
     }

@@ -96,19 +96,19 @@ fn vmm_pids(server: &Server) -> Vec<String> {
 
 #[test]
 fn bridge_guests_outlive_a_killed_server() {
-    guests_outlive_a_killed_server(Mode::Bridge, "e2e::bridge_guests_outlive_a_killed_server");
+    guests_outlive_a_killed_server(Mode::Bridge, "bridge_guests_outlive_a_killed_server");
 }
 
 #[test]
 fn user_mode_guests_outlive_a_killed_server() {
-    guests_outlive_a_killed_server(Mode::User, "e2e::user_mode_guests_outlive_a_killed_server");
+    guests_outlive_a_killed_server(Mode::User, "user_mode_guests_outlive_a_killed_server");
 }
 
 #[test]
 fn a_killed_vmm_is_noticed_and_its_name_is_free_again() {
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(
-            "e2e::a_killed_vmm_is_noticed_and_its_name_is_free_again",
+            "a_killed_vmm_is_noticed_and_its_name_is_free_again",
             &reason,
         );
     }
@@ -140,8 +140,7 @@ fn a_killed_vmm_is_noticed_and_its_name_is_free_again() {
 
 #[test]
 fn a_machine_that_ends_before_its_guest_is_told_anything_is_started_again() {
-    const NAME: &str =
-        "e2e::a_machine_that_ends_before_its_guest_is_told_anything_is_started_again";
+    const NAME: &str = "a_machine_that_ends_before_its_guest_is_told_anything_is_started_again";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }

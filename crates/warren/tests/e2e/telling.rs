@@ -16,8 +16,7 @@ fn instance() -> Value {
 
 #[test]
 fn each_line_of_the_log_is_an_object_with_the_ids_of_request_and_instance() {
-    const NAME: &str =
-        "e2e::each_line_of_the_log_is_an_object_with_the_ids_of_request_and_instance";
+    const NAME: &str = "each_line_of_the_log_is_an_object_with_the_ids_of_request_and_instance";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }
@@ -74,7 +73,7 @@ fn unpack(file: &Path) -> BTreeMap<String, String> {
 
 #[test]
 fn a_bundle_has_what_the_host_knows_and_no_secret() {
-    const NAME: &str = "e2e::a_bundle_has_what_the_host_knows_and_no_secret";
+    const NAME: &str = "a_bundle_has_what_the_host_knows_and_no_secret";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }

@@ -111,7 +111,7 @@ fn unsafe_setsid(command: &mut std::process::Command) {
 fn a_shell_by_exec_it_has_interrupts_window_size_and_exit_code() {
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(
-            "e2e::a_shell_by_exec_it_has_interrupts_window_size_and_exit_code",
+            "a_shell_by_exec_it_has_interrupts_window_size_and_exit_code",
             &reason,
         );
     }
@@ -151,7 +151,7 @@ fn a_shell_by_exec_it_has_interrupts_window_size_and_exit_code() {
 #[test]
 fn run_it_attaches_to_the_workload_itself() {
     if let Some(reason) = missing(Mode::Bridge) {
-        return skip("e2e::run_it_attaches_to_the_workload_itself", &reason);
+        return skip("run_it_attaches_to_the_workload_itself", &reason);
     }
     let server = Server::start(Mode::Bridge);
     let mut person = Person::sits_down(

@@ -139,13 +139,13 @@ fn one_create_is_one_trace(name: &str, environment: &[(&str, &str)], guest: &[&s
 
 #[test]
 fn a_create_is_one_trace_from_the_callers_request_on() {
-    const NAME: &str = "e2e::a_create_is_one_trace_from_the_callers_request_on";
+    const NAME: &str = "a_create_is_one_trace_from_the_callers_request_on";
     one_create_is_one_trace(NAME, &[("WARREN_HYPERVISORS", "[fake]")], &["guest boot"]);
 }
 
 #[test]
 fn a_real_guests_boot_is_part_of_the_trace() {
-    const NAME: &str = "e2e::a_real_guests_boot_is_part_of_the_trace";
+    const NAME: &str = "a_real_guests_boot_is_part_of_the_trace";
     let boot = [
         "guest boot",
         "guest: kernel",
@@ -159,7 +159,7 @@ fn a_real_guests_boot_is_part_of_the_trace() {
 
 #[test]
 fn a_collector_that_is_not_there_is_said_once_and_harms_nothing() {
-    const NAME: &str = "e2e::a_collector_that_is_not_there_is_said_once_and_harms_nothing";
+    const NAME: &str = "a_collector_that_is_not_there_is_said_once_and_harms_nothing";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }

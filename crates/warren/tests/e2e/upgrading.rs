@@ -98,8 +98,7 @@ fn has_counted(server: &Server, id: &str) -> u64 {
 
 #[test]
 fn guests_that_count_miss_no_number_while_the_server_is_killed_and_upgraded() {
-    const NAME: &str =
-        "e2e::guests_that_count_miss_no_number_while_the_server_is_killed_and_upgraded";
+    const NAME: &str = "guests_that_count_miss_no_number_while_the_server_is_killed_and_upgraded";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }

@@ -76,8 +76,7 @@ fn nothing_forgotten(progress: &Progress, wanted: impl Fn(&str) -> bool) {
 
 #[test]
 fn killed_at_every_place_of_every_operation_it_converges_and_leaves_nothing() {
-    const NAME: &str =
-        "e2e::killed_at_every_place_of_every_operation_it_converges_and_leaves_nothing";
+    const NAME: &str = "killed_at_every_place_of_every_operation_it_converges_and_leaves_nothing";
     if let Some(reason) = missing(Mode::Bridge).or_else(|| missing(Mode::User)) {
         return skip(NAME, &reason);
     }
@@ -106,7 +105,7 @@ const SEEDS: u64 = 10;
 
 #[test]
 fn killed_again_and_again_during_recovery_it_converges() {
-    const NAME: &str = "e2e::killed_again_and_again_during_recovery_it_converges";
+    const NAME: &str = "killed_again_and_again_during_recovery_it_converges";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }
@@ -136,7 +135,8 @@ fn killed_again_and_again_during_recovery_it_converges() {
 
 #[test]
 fn killed_while_a_real_machine_is_made_paused_and_taken_away_it_converges_and_leaves_nothing() {
-    const NAME: &str = "e2e::killed_while_a_real_machine_is_made_paused_and_taken_away_it_converges_and_leaves_nothing";
+    const NAME: &str =
+        "killed_while_a_real_machine_is_made_paused_and_taken_away_it_converges_and_leaves_nothing";
     if let Some(reason) = missing(Mode::Bridge) {
         return skip(NAME, &reason);
     }
