@@ -103,6 +103,25 @@ fn a_full_disk_is_507_and_over_once_there_is_room() {
     server.ok(&load);
     let (status, instance) = create(1);
     assert_eq!(status, 201, "{instance}");
+    // An image of it has no room either, and leaves nothing of itself.
+    server.ok(&["stop", "n1"]);
+    small.fill();
+    let commit = || {
+        let body = json!({"name": "made:1"});
+        server.api("POST", "/instances/n1/commit", Some(body))
+    };
+    let (status, problem) = commit();
+    assert_eq!(
+        (status, &problem["code"]),
+        (507, &json!("disk_full")),
+        "{problem}"
+    );
+    assert!(small.mount("remount,size=1g"));
+    let (_, image) = server.api("GET", "/images/made:1", None);
+    assert_eq!(image["status"], "failed", "{image}");
+    assert_eq!(server.differences(), Vec::<String>::new());
+    let (status, made) = commit();
+    assert_eq!(status, 201, "{made}");
     server.ok(&["rm", "-f", "n1"]);
     let usage = server.ok(&["system", "df"]);
     assert!(usage.contains("images"), "{usage}");
