@@ -400,10 +400,15 @@ impl Stage {
             let backup = self.server.data().join("backup.db");
             self.server
                 .ok(&["system", "restore", backup.to_str().unwrap()]);
-        } else if died && operation != Operation::Install {
-            self.launch(&[]);
-        } else if died {
-            self.spawn(&[]);
+        } else if died || operation.is_a_start() {
+            if !died {
+                // It was ordered by the environment, and would die of the order later.
+                self.server.kill();
+            }
+            match operation {
+                Operation::Install => self.spawn(&[]),
+                _ => self.launch(&[]),
+            }
         }
         self.settle(operation, &promised);
         died
