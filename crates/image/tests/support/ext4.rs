@@ -132,29 +132,14 @@ pub fn scan_disk<S: Source>(disk: S) -> Result<BTreeMap<Vec<u8>, String>, Ext4Er
         let line = describe(&ext4, &inode)?;
         found.insert(path, line);
     }
-    for names in groups.values_mut() {
-        names.sort();
-        for name in names.iter() {
-            let first = String::from_utf8_lossy(&names[0]);
-            *found.get_mut(name).unwrap() += &format!(" same-as={first:?}");
-        }
-    }
+    super::tell_links(&mut found, groups.into_values());
     Ok(found)
 }
 
 fn describe<S: Source>(ext4: &Ext4<S>, inode: &Inode) -> Result<String, Ext4Error> {
-    let kind = match inode.file_type {
-        FileType::Regular => 0o100_000,
-        FileType::Directory => 0o040_000,
-        FileType::Character => 0o020_000,
-        FileType::Block => 0o060_000,
-        FileType::Fifo => 0o010_000,
-        FileType::Socket => 0o140_000,
-        FileType::Symlink => 0o120_000,
-    };
     let mut line = format!(
         "{:o} {}:{} {}.{:09} links={}",
-        kind | u32::from(inode.permissions),
+        super::mode(inode.file_type, inode.permissions),
         inode.uid,
         inode.gid,
         inode.mtime.seconds,

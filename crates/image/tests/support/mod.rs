@@ -23,6 +23,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
+use warren_image::erofs::FileType;
 use warren_image::pipeline::{ConvertError, Converted, LayerInput, convert};
 use warren_image::{Digest, ImageStore, Limits, Options};
 
@@ -271,14 +272,33 @@ pub fn scan(root: &Path) -> BTreeMap<Vec<u8>, String> {
         line += &format!(" {:?}", xattrs(&path));
         found.insert(name, line);
     }
-    for names in groups.values_mut() {
+    tell_links(&mut found, groups.into_values());
+    found
+}
+
+/// Each name of a file is told of with the first of its names.
+fn tell_links(found: &mut BTreeMap<Vec<u8>, String>, groups: impl Iterator<Item = Vec<Vec<u8>>>) {
+    for mut names in groups {
         names.sort();
-        for name in names.iter() {
-            *found.get_mut(name).unwrap() +=
-                &format!(" same-as={:?}", String::from_utf8_lossy(&names[0]));
+        let first = String::from_utf8_lossy(&names[0]);
+        for name in &names {
+            *found.get_mut(name).unwrap() += &format!(" same-as={first:?}");
         }
     }
-    found
+}
+
+/// A `st_mode`, as inode(7) has it.
+fn mode(file_type: FileType, permissions: u16) -> u32 {
+    let kind = match file_type {
+        FileType::Regular => 0o100_000,
+        FileType::Directory => 0o040_000,
+        FileType::Character => 0o020_000,
+        FileType::Block => 0o060_000,
+        FileType::Fifo => 0o010_000,
+        FileType::Socket => 0o140_000,
+        FileType::Symlink => 0o120_000,
+    };
+    kind | u32::from(permissions)
 }
 
 /// Large sparse files are compared by their first bytes and size only.

@@ -26,29 +26,14 @@ pub fn scan_image(image: &Path) -> BTreeMap<Vec<u8>, String> {
                 .is_none()
         );
     }
-    for names in groups.values_mut() {
-        names.sort();
-        for name in names.iter() {
-            let first = String::from_utf8_lossy(&names[0]);
-            *found.get_mut(name).unwrap() += &format!(" same-as={first:?}");
-        }
-    }
+    super::tell_links(&mut found, groups.into_values());
     found
 }
 
 fn describe(reader: &Reader, node: &Node) -> String {
-    let kind = match node.file_type {
-        FileType::Regular => 0o100_000,
-        FileType::Directory => 0o040_000,
-        FileType::Character => 0o020_000,
-        FileType::Block => 0o060_000,
-        FileType::Fifo => 0o010_000,
-        FileType::Socket => 0o140_000,
-        FileType::Symlink => 0o120_000,
-    };
     let mut line = format!(
         "{:o} {}:{} {}.{:09} links={}",
-        kind | u32::from(node.permissions),
+        super::mode(node.file_type, node.permissions),
         node.uid,
         node.gid,
         node.mtime.seconds,
