@@ -141,19 +141,21 @@ fn page(port: u16) -> Option<String> {
     (answer.status == 200).then_some(answer.body)
 }
 
-fn a_published_port_serves_the_page_to_localhost(server: &Server) {
-    let port = free_port();
-    server.ok(&[
-        "run",
-        "-d",
-        "--name",
-        "web",
-        "-p",
-        &format!("{port}:80"),
-        "busybox-web",
-    ]);
+fn assert_page(port: u16) {
     let body = eventually("the page", 30, || page(port));
     assert!(body.contains("Hello from a microVM"), "{body}");
+}
+
+/// The command for an instance that serves the page on this port of the host.
+fn web(name: &str, port: u16) -> [String; 7] {
+    let port = format!("{port}:80");
+    ["run", "-d", "--name", name, "-p", &port, "busybox-web"].map(str::to_owned)
+}
+
+fn a_published_port_serves_the_page_to_localhost(server: &Server) {
+    let port = free_port();
+    server.ok(&web("web", port));
+    assert_page(port);
     let six = TcpStream::connect((std::net::Ipv6Addr::LOCALHOST, port));
     if std::path::Path::new("/proc/net/if_inet6").exists() {
         assert!(six.is_ok(), "[::1]:{port} is not served: {six:?}");
@@ -241,15 +243,7 @@ fn a_guest_cannot_reach_the_hosts_loopback(server: &Server) {
 fn a_taken_port_is_refused_by_name(server: &Server) {
     let holder = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = holder.local_addr().unwrap().port();
-    let refused = server.run(&[
-        "run",
-        "-d",
-        "--name",
-        "late",
-        "-p",
-        &format!("{port}:80"),
-        "busybox-web",
-    ]);
+    let refused = server.run(&web("late", port));
     assert!(!refused.status.success());
     let words = String::from_utf8_lossy(&refused.stderr);
     assert!(words.contains(&port.to_string()), "{words}");
@@ -258,24 +252,8 @@ fn a_taken_port_is_refused_by_name(server: &Server) {
         "a refused create left something"
     );
     drop(holder);
-    server.ok(&[
-        "run",
-        "-d",
-        "--name",
-        "late",
-        "-p",
-        &format!("{port}:80"),
-        "busybox-web",
-    ]);
-    let twice = server.run(&[
-        "run",
-        "-d",
-        "--name",
-        "later",
-        "-p",
-        &format!("{port}:80"),
-        "busybox-web",
-    ]);
+    server.ok(&web("late", port));
+    let twice = server.run(&web("later", port));
     assert!(String::from_utf8_lossy(&twice.stderr).contains(&port.to_string()));
 }
 
@@ -414,15 +392,7 @@ fn a_guest_reaches_a_published_port_by_the_hosts_address() {
         Mode::Bridge,
         |server| {
             let port = free_port();
-            server.ok(&[
-                "run",
-                "-d",
-                "--name",
-                "web",
-                "-p",
-                &format!("{port}:80"),
-                "busybox-web",
-            ]);
+            server.ok(&web("web", port));
             server.ok(&[
                 "run",
                 "-d",
@@ -480,15 +450,6 @@ fn the_distributions_kernel_runs_instances_too() {
         "{release}"
     );
     let port = free_port();
-    server.ok(&[
-        "run",
-        "-d",
-        "--name",
-        "web",
-        "-p",
-        &format!("{port}:80"),
-        "busybox-web",
-    ]);
-    let body = eventually("the page", 30, || page(port));
-    assert!(body.contains("Hello from a microVM"), "{body}");
+    server.ok(&web("web", port));
+    assert_page(port);
 }
