@@ -192,6 +192,11 @@ impl Stage {
 
     /// What has to be so around the operation itself.
     fn arrange(&mut self, operation: Operation) {
+        if operation.before() == State::Paused {
+            // Paused under this server: one that found it so would have to attach to its guest again.
+            self.prepare(State::Running);
+            self.until_quiet();
+        }
         self.prepare(operation.before());
         match operation {
             Operation::CreateFirst => {
