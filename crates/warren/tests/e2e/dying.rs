@@ -54,7 +54,12 @@ fn kills_at_any_moment_lose_no_promise_and_leave_nothing() {
     if !is_root() {
         return skip(NAME, "these tests start as root");
     }
-    let environment = [("WARREN_HYPERVISORS", "[fake]"), ("WARREN_NETWORK", "none")];
+    let environment = [
+        ("WARREN_HYPERVISORS", "[fake]"),
+        ("WARREN_NETWORK", "none"),
+        // What is kept of each round must fit beside what was kept of the others.
+        ("WARREN_MEMORY_OVERCOMMIT_PERCENT", "1000000"),
+    ];
     let mut server = Server::start_in(Mode::Bridge, &environment);
     let mut moments = Moments(from_environment("WARREN_SEED", 0x5eed_0001).max(1));
     let mut told: BTreeMap<String, Told> = BTreeMap::new();
