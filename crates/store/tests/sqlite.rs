@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::{SMALL_DISK, again, on_a_small_disk, put, puts, role};
@@ -153,19 +153,24 @@ async fn child_that_writes_until_killed() {
     }
 }
 
+fn writing_child(path: &Path) -> (Reaped, BufReader<ChildStdout>) {
+    let mut child = Reaped(
+        again("child_that_writes_until_killed", "writer", path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let lines = BufReader::new(child.0.stdout.take().unwrap());
+    (child, lines)
+}
+
 #[tokio::test]
 async fn acknowledged_commits_survive_kill_9() {
     let (_directory, path) = place();
     let mut acknowledged = Vec::new();
     for round in 1..=3usize {
         let before = acknowledged.len();
-        let mut child = Reaped(
-            again("child_that_writes_until_killed", "writer", &path)
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap(),
-        );
-        let mut lines = BufReader::new(child.0.stdout.take().unwrap());
+        let (mut child, mut lines) = writing_child(&path);
         let started = Instant::now();
         let mut line = String::new();
         while acknowledged.len() < before + 40 * round {
@@ -239,13 +244,7 @@ async fn a_second_opener_is_told_who_has_the_store() {
     put(&store, "a", "1").await;
     store.close().await.unwrap();
 
-    let mut child = Reaped(
-        again("child_that_writes_until_killed", "writer", &path)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let mut lines = BufReader::new(child.0.stdout.take().unwrap());
+    let (mut child, mut lines) = writing_child(&path);
     let mut line = String::new();
     while !line.contains("ack ") {
         line.clear();
