@@ -14,7 +14,7 @@ use std::process::Command;
 
 use support::reading::{assert_same_tree, scan_image};
 use support::{
-    Archive, gzip, have, leftovers, one_file, quiet, run, scan, skip, store, write_layout,
+    Archive, gzip, have, leftovers, mount, one_file, quiet, run, scan, store, write_layout,
 };
 use warren_core::ports::commits::CommitRequest;
 use warren_core::ports::images::{ImageUpkeep as _, LoadRequest};
@@ -85,17 +85,7 @@ impl Instance {
                     std::fs::create_dir_all(upper.join(directory)).unwrap();
                 }
             }
-            let output = Command::new("mount")
-                .args(options)
-                .args([what, at])
-                .output()
-                .unwrap();
-            if !output.status.success() {
-                let said = String::from_utf8_lossy(&output.stderr).into_owned();
-                skip(
-                    test,
-                    &format!("mounting is not possible here: {}", said.trim()),
-                );
+            if !mount(test, &options, what, at) {
                 return None;
             }
             instance.mounted.push(at.clone());

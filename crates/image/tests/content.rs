@@ -7,12 +7,11 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 
 use bytes::Bytes;
 use serde_json::Value;
 use support::registry::Registry;
-use support::{have, leftovers, one_file, quiet, run, store, temporaries, write_layout};
+use support::{copy_image, have, leftovers, one_file, quiet, store, temporaries, write_layout};
 use warren_core::ErrorClass;
 use warren_core::image::ImageRecord;
 use warren_core::ports::Images as _;
@@ -91,10 +90,7 @@ async fn every_way_in_keeps_exactly_what_came() {
         format!("oci-archive:{}:v1", oci.display()),
         format!("docker-archive:{}:web:9", docker.display()),
     ] {
-        run(Command::new("skopeo")
-            .args(["copy", "--quiet", "--insecure-policy"])
-            .arg(format!("oci:{}:v1", layout.display()))
-            .arg(target));
+        copy_image(&format!("oci:{}:v1", layout.display()), &target);
     }
 
     // With a manifest: byte for byte, each way in a store of its own.
@@ -131,10 +127,10 @@ async fn every_way_in_keeps_exactly_what_came() {
         assert_eq!(blobs.len(), unpacked);
         let out = work.path().join("out").join(path.file_name().unwrap());
         write_as_layout(&out, manifest, std::iter::once(config).chain(blobs));
-        run(Command::new("skopeo")
-            .args(["copy", "--quiet", "--insecure-policy"])
-            .arg(format!("oci:{}", out.display()))
-            .arg(format!("docker-archive:{}/again.tar:x:1", out.display())));
+        copy_image(
+            &format!("oci:{}", out.display()),
+            &format!("docker-archive:{}/again.tar:x:1", out.display()),
+        );
     }
     let images = store(&work.path().join("one/zipped.tar.gz"));
     let record = &images.list().await.unwrap()[0];

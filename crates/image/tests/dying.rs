@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use support::pushing::push_layout;
 use support::registry::Registry;
 use support::{
-    changed_disk, have, leftovers, one_file, quiet, run, store, temporaries, write_layout,
+    changed_disk, copy_image, have, leftovers, one_file, quiet, store, temporaries, write_layout,
 };
 use warren_core::ports::commits::CommitRequest;
 use warren_core::ports::images::{
@@ -253,10 +253,10 @@ async fn a_killed_operation_leaves_nothing_half_made_and_succeeds_the_next_time(
     let registry = Registry::start(work.path(), "");
     registry.push(&layout, "v1", "web:1", &[]);
     let docker = work.path().join("docker.tar");
-    run(Command::new("skopeo")
-        .args(["copy", "--quiet", "--insecure-policy"])
-        .arg(format!("oci:{}:v1", layout.display()))
-        .arg(format!("docker-archive:{}:web:9", docker.display())));
+    copy_image(
+        &format!("oci:{}:v1", layout.display()),
+        &format!("docker-archive:{}:web:9", docker.display()),
+    );
 
     // What the disks must be, however they come.
     let mut disks = BTreeMap::new();

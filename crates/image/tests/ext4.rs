@@ -14,7 +14,7 @@ use std::process::Command;
 
 use support::ext4::scan_disk;
 use support::reading::assert_same_tree;
-use support::{have, run, scan, skip};
+use support::{have, mount, run, scan};
 use warren_image::ext4::{Ext4, Ext4Error, Source};
 
 /// A file system that the kernel writes.
@@ -39,20 +39,7 @@ impl Mounted {
             .args(["-q", "-F"])
             .args(options)
             .arg(&image));
-        let output = Command::new("mount")
-            .args(["-o", "loop,noatime"])
-            .args([&image, &at])
-            .output()
-            .unwrap();
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            skip(
-                test,
-                &format!("mounting is not possible here: {}", said.trim()),
-            );
-            return None;
-        }
-        Some(Mounted { image, at })
+        mount(test, &["-o", "loop,noatime"], &image, &at).then(|| Mounted { image, at })
     }
 
     fn sync(&self) {

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use support::registry::Registry;
 use support::small::{PAGE, PLENTY, Small};
-use support::{changed_disk, have, leftovers, one_file, quiet, run, store, write_layout};
+use support::{
+    changed_disk, copy_image, have, leftovers, one_file, quiet, run, store, write_layout,
+};
 use warren_core::ports::commits::CommitRequest;
 use warren_core::ports::images::{ImageUpkeep as _, LoadRequest, PruneRequest};
 use warren_core::ports::outlet::{ArchiveFormat, DiskLayout, ExportRequest, SaveRequest};
@@ -94,10 +96,10 @@ async fn a_full_disk_at_each_write_is_told_and_harms_nothing() {
     let registry = Registry::start(work.path(), "");
     registry.push(&layout, "v1", "web:1", &[]);
     let docker = work.path().join("docker.tar");
-    run(Command::new("skopeo")
-        .args(["copy", "--quiet", "--insecure-policy"])
-        .arg(format!("oci:{}:v1", layout.display()))
-        .arg(format!("docker-archive:{}:web:9", docker.display())));
+    copy_image(
+        &format!("oci:{}:v1", layout.display()),
+        &format!("docker-archive:{}:web:9", docker.display()),
+    );
     let zipped = work.path().join("docker.tar.gz");
     std::fs::write(&zipped, support::gzip(&std::fs::read(&docker).unwrap())).unwrap();
     let tarball = work.path().join("root.tar.gz");

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use support::registry::Registry;
-use support::{gzip, have, leftovers, one_file, quiet, run, store, write_layout};
+use support::{copy_image, gzip, have, leftovers, one_file, quiet, run, store, write_layout};
 use warren_core::ErrorClass;
 use warren_core::image::{ImageProgress, LayerPhase};
 use warren_core::ports::Images as _;
@@ -224,10 +224,7 @@ async fn archives_and_tarballs_load() {
         format!("oci-archive:{}:v1", oci.display()),
         format!("docker-archive:{}:web:9", docker.display()),
     ] {
-        run(Command::new("skopeo")
-            .args(["copy", "--quiet", "--insecure-policy"])
-            .arg(format!("oci:{}:v1", layout.display()))
-            .arg(target));
+        copy_image(&format!("oci:{}:v1", layout.display()), &target);
     }
     let zipped = work.path().join("docker.tar.gz");
     std::fs::write(&zipped, gzip(&std::fs::read(&docker).unwrap())).unwrap();

@@ -73,20 +73,8 @@ pub fn without_lost_and_found(mut tree: Tree, image: &Tree) -> Tree {
 /// As the kernel shows a file system that it may write to; `None` (and a skip) where mounting is not allowed.
 pub fn mounted(test: &str, disk: &Path, at: &Path) -> Option<Tree> {
     std::fs::create_dir_all(at).unwrap();
-    let output = Command::new("mount")
-        .args(["-t", "ext4", "-o", "loop,noatime"])
-        .args([disk, at])
-        .output()
-        .unwrap();
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        // A damaged file system must not look like a missing privilege.
-        assert!(
-            said.contains("permission") || said.contains("loop device"),
-            "{said}"
-        );
-        let reason = format!("mounting is not possible here: {}", said.trim());
-        super::skip(test, &reason);
+    let options = ["-t", "ext4", "-o", "loop,noatime"];
+    if !super::mount(test, &options, disk, at) {
         return None;
     }
     let shown = super::scan(at);

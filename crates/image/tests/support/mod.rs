@@ -191,6 +191,32 @@ pub fn changed_disk(work: &Path) -> PathBuf {
     disk
 }
 
+/// Mounts it; `false` (and a skip) where mounting is not allowed.
+pub fn mount(test: &str, options: &[&str], what: &Path, at: &Path) -> bool {
+    let output = Command::new("mount")
+        .args(options)
+        .args([what, at])
+        .output()
+        .unwrap();
+    if output.status.success() {
+        return true;
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // What is damaged must not look like a missing privilege.
+    let missing = ["permi", "loop device", "unknown filesystem"];
+    assert!(missing.iter().any(|words| said.contains(words)), "{said}");
+    skip(
+        test,
+        &format!("mounting is not possible here: {}", said.trim()),
+    );
+    false
+}
+
+/// Makes what skopeo calls `to` of what it calls `from`.
+pub fn copy_image(from: &str, to: &str) {
+    run(Command::new("skopeo").args(["copy", "--quiet", "--insecure-policy", from, to]));
+}
+
 /// A mounted image.
 pub struct Mount(pub PathBuf);
 
@@ -198,27 +224,8 @@ impl Mount {
     /// Mounts read-only through a loop device, `None` (and a skip) where that is not allowed.
     pub fn new(test: &str, image: &Path, at: PathBuf) -> Option<Self> {
         std::fs::create_dir_all(&at).unwrap();
-        let output = Command::new("mount")
-            .args(["-t", "erofs", "-o", "loop,ro"])
-            .args([image, &at])
-            .output()
-            .unwrap();
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            // A damaged image must not look like a missing privilege.
-            assert!(
-                said.contains("permission")
-                    || said.contains("loop")
-                    || said.contains("unknown filesystem"),
-                "{said}"
-            );
-            skip(
-                test,
-                &format!("mounting is not possible here: {}", said.trim()),
-            );
-            return None;
-        }
-        Some(Mount(at))
+        let options = ["-t", "erofs", "-o", "loop,ro"];
+        mount(test, &options, image, &at).then(|| Mount(at))
     }
 }
 
