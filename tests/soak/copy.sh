@@ -4,6 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 log=${SOAK_STATE:?run by ./dev soak copy}/suite.log
-SUITE_SECONDS=${SOAK_SECONDS:-1200} COPY_FILES=50000 COPY_MIB=2048 tests/suites/copy.sh | tee "$log"
+SUITE_SECONDS=${SOAK_SECONDS:-1200} COMMAND_SECONDS=600 COPY_FILES=50000 COPY_MIB=2048 tests/suites/copy.sh | tee "$log"
 if grep -q '^FAIL\|^SKIP' "$log"; then exit 1; fi
 printf '%s checks with a tree of 50,000 files and one of 2 GiB\n' "$(grep -c '^PASS' "$log")"

@@ -82,8 +82,8 @@ free_port() {
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# warren …: the command line, against the server of the last `serve`, never for long.
-warren() { timeout 120 "$WARREN" "$@"; }
+# warren …: the command line, against the server of the last `serve`, for $COMMAND_SECONDS at most (120 without).
+warren() { timeout "${COMMAND_SECONDS:-120}" "$WARREN" "$@"; }
 
 # spawn NAME COMMAND…: a process of ours, with its output in $WORK/NAME.log; its pid is in $SPAWNED.
 spawn() {
