@@ -121,9 +121,14 @@ serve() {
     DATA_DIRS+=("$DATA_DIR $PORT $BRIDGE_NAME")
     spawn "$name" "$WARREN" server "$@"
     SERVER_PID=$SPAWNED
+    server_is_up "$name"
+}
+
+# server_is_up NAME: waits for the server that was spawned last under this name; what it said when it does not come.
+server_is_up() {
     until_ok 60 answers_or_gone || true
     answers "$URL/health" || {
-        sed 's/^/    /' "$WORK/$name.log"
+        sed 's/^/    /' "$WORK/$1.log"
         return 1
     }
 }
