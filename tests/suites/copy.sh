@@ -186,6 +186,8 @@ touch big.copied
 check a-killed-server-leaves-no-half-file a_killed_server_leaves_no_half_file
 if have qemu-system-x86_64; then
     # Not within the check: what a subshell starts nobody ends.
+    # As whoever supervises it would: one that is still dying holds the record.
+    until_ok 20 process_gone "$SERVER_PID"
     spawn copy "$WARREN" server "${options[@]}"
     SERVER_PID=$SPAWNED
     check the-server-is-back server_is_up copy
