@@ -32,6 +32,7 @@ use warren_crashpoint::reached;
 
 /// Everything is looked at anew this often, whatever has been heard.
 const RESYNC: Duration = Duration::from_secs(60);
+
 pub(crate) struct Actor {
     context: Arc<Context>,
     shared: Arc<InstanceShared>,

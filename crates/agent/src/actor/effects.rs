@@ -148,7 +148,7 @@ impl Actor {
         }
     }
 
-    pub(super) fn note_ready(&mut self, at: Timestamp) {
+    fn note_ready(&mut self, at: Timestamp) {
         self.record.started_at = Some(at);
         self.seen.started_at = Some(at);
         self.stopped_at = None;

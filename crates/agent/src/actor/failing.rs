@@ -80,7 +80,7 @@ impl Actor {
         self.not_before = None;
     }
 
-    pub(super) fn give_up(&mut self, error: &PortError) {
+    fn give_up(&mut self, error: &PortError) {
         let failure = Failure::from(error);
         self.record.given_up = Some((self.record.intent.run, failure.clone()));
         self.seen.given_up = GivenUp::Yes;
