@@ -304,5 +304,6 @@ async fn a_full_ext4_is_told_and_harms_nothing() {
     let found = images.verify(&record.id, Repair::No).await.unwrap();
     assert!(found.is_sound(), "{found:?}");
     images.remove(&record.id, &[]).await.unwrap();
+    small.settle();
     load().await.unwrap();
 }

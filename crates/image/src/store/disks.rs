@@ -8,7 +8,7 @@
 //! A seal is made behind the back of those who wait for the image: hashing a disk takes as long as starting from it. A
 //! disk without one, which an earlier process left so, is told from a damaged one by making it again from its layers.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -29,8 +29,8 @@ const SEAL: &str = ".seal";
 #[derive(Debug)]
 pub(super) struct Disks {
     directory: PathBuf,
-    /// Those that this process has written and not sealed yet.
-    unsealed: Mutex<HashSet<Digest>>,
+    /// Those that this process has written and not sealed yet, with what ends the sealing.
+    unsealed: Mutex<HashMap<Digest, CancellationToken>>,
     /// Ends what goes on behind everybody's back.
     stop: CancellationToken,
 }
@@ -98,7 +98,10 @@ impl Disks {
 
     /// Forgets what its bytes were; to be done before it is replaced or after it is gone.
     pub(super) fn unseal(&self, manifest: &Digest) -> io::Result<()> {
-        self.unsealed().remove(manifest);
+        if let Some(sealing) = self.unsealed().remove(manifest) {
+            // Whoever reads a removed disk keeps its room from others.
+            sealing.cancel();
+        }
         publish::remove(&self.seal_path(manifest))
     }
 
@@ -133,10 +136,10 @@ impl Disks {
 
     /// Whether this process has written it and not come to sealing it: then it needs no comparison, only its seal.
     pub(super) fn waits_for_seal(&self, manifest: &Digest) -> bool {
-        self.unsealed().contains(manifest)
+        self.unsealed().contains_key(manifest)
     }
 
-    fn unsealed(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
+    fn unsealed(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, CancellationToken>> {
         self.unsealed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -145,14 +148,15 @@ impl Disks {
         if self.seal(manifest).is_some() {
             return;
         }
-        self.unsealed().insert(manifest.clone());
+        let stop = self.stop.child_token();
+        self.unsealed().insert(manifest.clone(), stop.clone());
         let (disks, manifest) = (Arc::clone(self), manifest.clone());
         let work = move || {
             // Of this thread alone.
             #[cfg(target_os = "linux")]
             let _ = rustix::process::setpriority_process(None, 19);
-            if let Err(error) = disks.make_seal(&manifest, &disks.stop)
-                && !disks.stop.is_cancelled()
+            if let Err(error) = disks.make_seal(&manifest, &stop)
+                && !stop.is_cancelled()
             {
                 tracing::debug!(%manifest, %error, "a disk is not sealed");
             }

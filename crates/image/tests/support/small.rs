@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::{mount, run};
 
 /// Room for everything a test does.
 pub const PLENTY: u64 = 64 << 20;
+/// What goes on behind everybody's back is over within this.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// tmpfs gives room by the page.
 pub const PAGE: u64 = 4096;
 
@@ -85,17 +88,36 @@ impl Small {
 
     /// Takes all room but so much, with a file that is made anew each time.
     pub fn leave(&self, bytes: u64) {
-        let ballast = self.at.join("ballast");
-        self.throw_ballast();
-        let found = rustix::fs::statvfs(&self.at).unwrap();
-        let take = (found.f_bavail * found.f_frsize).saturating_sub(bytes);
-        let file = std::fs::File::create_new(&ballast).unwrap();
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).unwrap();
+        let is_taken = || {
+            self.throw_ballast();
+            let found = rustix::fs::statvfs(&self.at).unwrap();
+            let take = (found.f_bavail * found.f_frsize).saturating_sub(bytes);
+            let file = std::fs::File::create_new(self.at.join("ballast")).unwrap();
+            let taken = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take);
+            taken != Err(rustix::io::Errno::NOSPC) && taken.map(|()| true).unwrap()
+        };
+        // ext4 counts as free what it still keeps for files that grow.
+        assert!((0..100).any(|_| is_taken()), "its room cannot be taken");
     }
 
     pub fn throw_ballast(&self) {
         drop(std::fs::remove_file(self.at.join("ballast")));
-        // ext4 gives freed blocks out again when their removal is in the journal.
+        self.settle();
+    }
+
+    /// Waits until all room is given out again: whoever still seals a removed disk holds it, and ext4 wants its removal
+    /// in the journal.
+    pub fn settle(&self) {
+        let is_sealing = || {
+            let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+            let names = tasks.map(|task| std::fs::read_to_string(task.path().join("comm")));
+            names.flatten().any(|name| name.trim_end() == "disk-seal")
+        };
+        let begun = Instant::now();
+        while is_sealing() {
+            assert!(begun.elapsed() < PATIENCE, "a disk is sealed for ever");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         rustix::fs::syncfs(std::fs::File::open(&self.at).unwrap()).unwrap();
     }
 }
