@@ -22,6 +22,8 @@ cmd_bench() {
         die "there is nothing to measure with yet: crates/warren/examples/bench does not exist in this checkout"
     fi
     install_for_test
+    # What guest access is measured against.
+    install_missing ssh=openssh-client
     ensure_kernel
     cargo build --release --locked
     WARREN_BIN=$ROOT/target/release/warren exec cargo run --release --locked -p warren --example bench -- "$@"

@@ -43,14 +43,14 @@ fuzz_build() {
     RUSTC_BOOTSTRAP=1 cargo fuzz build --fuzz-dir "$ROOT/fuzz" --sanitizer "$(fuzz_sanitizer)"
 }
 
-# fuzz_side_by_side SECONDS RESULTS TARGET…: each for so long, two at a time. Writes lines "ok TARGET" and
+# fuzz_side_by_side SECONDS RESULTS TARGET…: each for so long, $FUZZ_JOBS at a time (two). Writes lines "ok TARGET" and
 # "FAILED TARGET" to the file RESULTS, and what each said to RESULTS.TARGET.
 fuzz_side_by_side() {
     local seconds=$1 results=$2
     shift 2
     : >"$results"
     # shellcheck disable=SC2016 # For the inner shell.
-    printf '%s\n' "$@" | xargs -P 2 -I '{}' bash -c \
+    printf '%s\n' "$@" | xargs -P "${FUZZ_JOBS:-2}" -I '{}' bash -c \
         'if "$1/dev" fuzz "$2" "$3" >"$4.$2" 2>&1; then echo "ok $2"; else echo "FAILED $2"; fi >>"$4"' \
         - "$ROOT" '{}' "$seconds" "$results"
 }

@@ -184,7 +184,8 @@ install_for_test() {
     install_missing \
         python3=python3 git=git openssl=openssl \
         '?docker-registry=docker-registry' '?skopeo=skopeo' '?umoci=umoci' '?buildah=buildah' \
-        '?fsck.erofs=erofs-utils' '?ctr=containerd' '?mkfs.xfs=xfsprogs' '?debootstrap=debootstrap' '?shellcheck=shellcheck'
+        '?fsck.erofs=erofs-utils' '?ctr=containerd' '?mkfs.xfs=xfsprogs' '?debootstrap=debootstrap' '?shellcheck=shellcheck' \
+        '?sftp=openssh-client' '?rsync=rsync'
     python3 -c 'import ensurepip' 2>/dev/null || install_missing '?file:/nonexistent=python3-venv'
     ensure_rust_lints
     ensure_cargo_tool cargo-nextest

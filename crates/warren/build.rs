@@ -1,6 +1,6 @@
 //! Builds the static guest agent, which the binary embeds as `include_bytes!(env!("WARREN_GUEST_AGENT"))`.
 //!
-//! A build of its own below `OUT_DIR`: another profile, other flags, only what the agent needs. The
+//! A build of its own in `guest-agent` of the target directory: another profile, other flags, only what the agent needs. The
 //! environment's `WARREN_GUEST_AGENT` names a ready-made one instead (for packagers, and hosts that cannot
 //! build for Linux).
 
@@ -19,14 +19,23 @@ fn main() -> Result<(), String> {
     let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let workspace = package.join("../..");
     let guest = workspace.join("crates/guest");
-    for input in ["src", "build-support", "Cargo.toml"] {
+    // What the agent is made of, and the crates of this workspace that are part of it.
+    for input in [
+        "src",
+        "build-support",
+        "Cargo.toml",
+        "../tar/src",
+        "../tree/src",
+    ] {
         println!("cargo::rerun-if-changed={}", guest.join(input).display());
     }
     println!(
         "cargo::rerun-if-changed={}",
         workspace.join("Cargo.lock").display()
     );
-    let target_dir = PathBuf::from(variable("OUT_DIR")?).join("guest");
+    // <target>/<profile>/build/<package>/out: one agent for all profiles, and for the test that boots it.
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let target_dir = out.ancestors().nth(4).unwrap_or(&out).join("guest-agent");
     let architecture = variable("CARGO_CFG_TARGET_ARCH")?;
     export(&build_guest_agent(&workspace, &target_dir, &architecture)?)
 }

@@ -7,7 +7,7 @@ use warren_guest::protocol::attach::{Scan, TOKEN_LENGTH};
 use warren_guest::protocol::message::DATA_FRAME_LIMIT;
 use warren_guest::protocol::{
     AttachKey, AttachScanner, ControlEvent, ControlRequest, ExecInput, ExecOutput, Frame,
-    FreezeReply, LogEntry, Open, OpenReply, frame,
+    FreezeReply, ListenReply, LogEntry, Open, OpenReply, frame,
 };
 
 const KEY: AttachKey = AttachKey(*b"0123456789abcdef");
@@ -68,6 +68,7 @@ fn messages(one: Frame) {
     drop(one.message::<ControlRequest>());
     drop(one.message::<Open>());
     drop(one.message::<OpenReply>());
+    drop(one.message::<ListenReply>());
     drop(one.message::<FreezeReply>());
     if let Ok(ExecOutput::Exited(report)) = ExecOutput::from_frame(one.clone()) {
         assert!((0..=255).contains(&report.status.shell_code()));

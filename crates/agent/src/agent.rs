@@ -6,7 +6,7 @@ use crate::attach;
 use crate::commit::Committing;
 use crate::context::{Actors, AgentConfig, Context, InstanceShared, Ports, disk_path};
 use crate::evidence;
-use crate::guest_session::GuestSession;
+use crate::guest_session::{GuestSession, guest_error};
 use crate::images::AgentImages;
 use crate::inventory;
 use crate::record::HostRecord;
@@ -25,16 +25,17 @@ use warren_core::host::HostReport;
 use warren_core::instance::{Desired, Gone, HypervisorChoice, InstanceIntent, InstanceStatus};
 use warren_core::inventory::Item;
 use warren_core::ports::host_link::{
-    Evidence, ExecCommand, ExecSession, HostImages, HostRecords, HostUpkeep, LogLine, LogQuery,
-    LogSource, OutputStream, RECORD_IN_DOUBT, Usage,
+    Evidence, ExecCommand, ExecSession, GuestUsage, HostImages, HostRecords, HostUpkeep, LogLine,
+    LogQuery, LogSource, OutputStream, RECORD_IN_DOUBT, Usage,
 };
 use warren_core::ports::hypervisor::{HypervisorKind, HypervisorReport};
 use warren_core::ports::network::AttachmentSpec;
-use warren_core::ports::{BoxStream, GuestFiles, HostLink, Hypervisor, InstanceHome};
+use warren_core::ports::{
+    BoxStream, GuestCommands, GuestFiles, GuestSockets, HostLink, Hypervisor, InstanceHome,
+};
 use warren_core::state::InstanceState;
 use warren_core::storage::HostStorage;
 use warren_core::{InstanceId, MemoryMib, PortError, Timestamp};
-use warren_guest::protocol::{ExecRequest, Terminal};
 
 /// How long a request waits for a guest whose session is just being (re)made.
 const SESSION_PATIENCE: Duration = Duration::from_secs(10);
@@ -367,17 +368,9 @@ impl HostLink for AgentLink {
 
     async fn exec(&self, id: &InstanceId, command: ExecCommand) -> Result<ExecSession, PortError> {
         let session = self.0.session(id).await?;
-        let request = ExecRequest {
-            command: command.command,
-            terminal: command.terminal.map(|(rows, cols)| Terminal { rows, cols }),
-            env: command.env.into_iter().collect(),
-            working_dir: command.working_dir,
-            user: command.user,
-            timeout_millis: command
-                .timeout
-                .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-        };
-        attach::exec(&session, request).await
+        let request = attach::request(command);
+        let handle = session.client.exec(request).await.map_err(guest_error)?;
+        Ok(attach::session(handle))
     }
 
     async fn attach(
@@ -422,10 +415,16 @@ impl HostLink for AgentLink {
             cpu_seconds: vmm.cpu.as_secs_f64(),
             memory_rss: vmm.memory_rss,
             memory_vms: vmm.memory_vms,
-            guest_memory_used: guest.map(|guest| {
-                guest
-                    .memory_total_bytes
-                    .saturating_sub(guest.memory_available_bytes)
+            guest: guest.map(|guest| GuestUsage {
+                uptime_seconds: seconds(guest.uptime_millis),
+                cpu_seconds: seconds(guest.cpu_busy_millis),
+                memory_total: guest.memory_total_bytes,
+                memory_available: guest.memory_available_bytes,
+                disk_total: guest.disk_total_bytes,
+                disk_free: guest.disk_free_bytes,
+                disk_read: guest.disk_read_bytes,
+                disk_written: guest.disk_written_bytes,
+                tasks: guest.tasks,
             }),
             // The host counts where it can; the guest's own count serves where a user-mode stack hides the traffic.
             network_received: network
@@ -450,6 +449,14 @@ impl HostLink for AgentLink {
     }
 
     fn files(&self) -> &dyn GuestFiles {
+        self
+    }
+
+    fn commands(&self) -> &dyn GuestCommands {
+        self
+    }
+
+    fn sockets(&self) -> &dyn GuestSockets {
         self
     }
 
@@ -491,6 +498,10 @@ impl HostUpkeep for AgentLink {
     }
 }
 
+fn seconds(millis: u64) -> f64 {
+    Duration::from_millis(millis).as_secs_f64()
+}
+
 /// The lines of a bounded plain-text file that somebody else writes.
 fn plain_lines(path: &std::path::Path, query: LogQuery) -> std::io::Result<Vec<LogLine>> {
     const MOST: usize = 10_000;
@@ -515,6 +526,7 @@ fn plain_lines(path: &std::path::Path, query: LogQuery) -> std::io::Result<Vec<L
             text: String::from_utf8_lossy(&text).into_owned(),
         })
         .filter(|line| query.after.is_none_or(|after| line.seq > after))
+        .filter(|line| query.period.contains(line.at))
         .collect();
     if let Some(tail) = query.tail {
         let keep = usize::try_from(tail).unwrap_or(usize::MAX).min(lines.len());

@@ -5,8 +5,10 @@ use async_trait::async_trait;
 use std::sync::Arc;
 use tokio::sync::broadcast;
 use warren_core::PortError;
-use warren_core::ports::host_link::{ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream};
-use warren_guest::client::ExecWriter;
+use warren_core::ports::host_link::{
+    ExecCommand, ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream, Program,
+};
+use warren_guest::client::{ExecHandle, ExecWriter};
 use warren_guest::protocol::{self, Terminal};
 
 /// Connects to the workload of `session`.
@@ -70,12 +72,44 @@ pub(crate) async fn attach(
     })
 }
 
-/// Runs a command in the guest of `session`.
-pub(crate) async fn exec(
-    session: &GuestSession,
-    request: protocol::ExecRequest,
-) -> Result<ExecSession, PortError> {
-    let handle = session.client.exec(request).await.map_err(guest_error)?;
+/// A program as a guest's agent knows it, and what an agent that is older is to run instead.
+fn program(program: Program) -> (protocol::Program, Vec<String>) {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    match program {
+        Program::Command(command) => (protocol::Program::Command, command),
+        Program::LoginShell(script) => {
+            let command = match &script {
+                Some(script) => words(&["/bin/sh", "-c", script]),
+                None => words(&["/bin/sh", "-l"]),
+            };
+            (protocol::Program::LoginShell { script }, command)
+        }
+        // Where distributions have it that come with an SSH server.
+        Program::FileServer => (
+            protocol::Program::FileServer,
+            words(&["/usr/lib/openssh/sftp-server"]),
+        ),
+    }
+}
+
+/// A command as a guest's agent takes it.
+pub(crate) fn request(command: ExecCommand) -> protocol::ExecRequest {
+    let (program, words) = program(command.program);
+    protocol::ExecRequest {
+        program,
+        command: words,
+        terminal: command.terminal.map(|(rows, cols)| Terminal { rows, cols }),
+        env: command.env.into_iter().collect(),
+        working_dir: command.working_dir,
+        user: command.user,
+        timeout_millis: command
+            .timeout
+            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// Both directions of a command.
+pub(crate) fn session(handle: ExecHandle) -> ExecSession {
     let output = futures::stream::unfold(Some(handle.output), |reader| async move {
         let mut reader = reader?;
         match reader.next().await {
@@ -101,10 +135,10 @@ pub(crate) async fn exec(
             Err(error) => Some((Err(guest_error(error)), None)),
         }
     });
-    Ok(ExecSession {
+    ExecSession {
         input: Box::new(GuestInput(handle.input)),
         output: Box::pin(output),
-    })
+    }
 }
 
 struct GuestInput(ExecWriter);

@@ -58,6 +58,7 @@ pub(crate) fn boot_config(
         networks,
         mounts: Vec::new(),
         workload: workload(intent),
+        authorized_keys: spec.ssh_keys.clone(),
         unix_nanos: now,
         entropy,
         exit_linger_millis: 60_000,

@@ -64,7 +64,9 @@ impl Drop for GuestSession {
 pub(crate) fn guest_error(error: ClientError) -> PortError {
     let class = match &error {
         ClientError::Version { .. } | ClientError::Protocol(_) => warren_core::ErrorClass::Invalid,
-        ClientError::Refused { .. } => warren_core::ErrorClass::Invalid,
+        ClientError::Refused { .. } | ClientError::Detached { .. } => {
+            warren_core::ErrorClass::Invalid
+        }
         ClientError::NotKnown { .. } => warren_core::ErrorClass::Unsupported,
         ClientError::AttachTimeout { .. }
         | ClientError::NotHeld { .. }

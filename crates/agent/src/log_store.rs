@@ -6,6 +6,8 @@
 //! nothing twice, nothing lost.
 
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
@@ -14,10 +16,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use warren_core::Timestamp;
 use warren_core::ports::BoxStream;
-use warren_core::ports::host_link::{LogLine, LogQuery, OutputStream};
+use warren_core::ports::host_link::{LogLine, LogPeriod, LogQuery, OutputStream};
 
 /// A file is rotated when it is larger; two are kept.
 const ROTATE_AT: u64 = 8 << 20;
+/// So much is written at a time: a line each would cost a guest next to nothing, and this host a call to its kernel.
+const BATCH: usize = 256 << 10;
 /// Longer lines are cut into several.
 const LONGEST_LINE: usize = 16 << 10;
 
@@ -26,7 +30,7 @@ const LONGEST_LINE: usize = 16 << 10;
 pub(crate) struct Position(pub(crate) u64, pub(crate) u64);
 
 #[derive(Debug, Serialize, Deserialize)]
-struct StoredLine {
+struct StoredLine<'a> {
     #[serde(rename = "s")]
     seq: u64,
     /// Nanoseconds since 1970.
@@ -35,12 +39,21 @@ struct StoredLine {
     #[serde(rename = "o")]
     stream: OutputStream,
     #[serde(rename = "x")]
-    text: String,
+    text: Cow<'a, str>,
     #[serde(rename = "g", default, skip_serializing_if = "Option::is_none")]
     end: Option<Position>,
     /// Which boot of the guest `end` is about.
     #[serde(rename = "b", default, skip_serializing_if = "Option::is_none")]
-    boot: Option<String>,
+    boot: Option<Cow<'a, str>>,
+}
+
+/// Lines on their way to the file.
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    lines: u64,
+    /// Where each stream's last one ended.
+    written: [Option<Position>; 2],
 }
 
 /// A shared handle on one log.
@@ -57,6 +70,7 @@ struct Inner {
     next_seq: u64,
     partial: [Partial; 2],
     boot: Option<String>,
+    batch: Batch,
 }
 
 /// The beginning of a line whose end has not come yet.
@@ -94,12 +108,13 @@ impl LogStore {
             next_seq,
             partial: Default::default(),
             boot: None,
+            batch: Batch::default(),
         };
         for file in [rotated(&path), path.clone()] {
             for line in stored_lines(&file)? {
                 next_seq = next_seq.max(line.seq + 1);
-                if line.boot.is_some() && line.boot != inner.boot {
-                    inner.boot = line.boot;
+                if line.boot.is_some() && line.boot.as_deref() != inner.boot.as_deref() {
+                    inner.boot = line.boot.map(Cow::into_owned);
                     inner.partial = Default::default();
                 }
                 if let Some(end) = line.end {
@@ -193,13 +208,8 @@ impl LogStore {
     /// Writes a line of our own.
     pub(crate) fn note(&self, at: Timestamp, text: &str) -> io::Result<()> {
         let mut inner = self.lock();
-        inner.write(
-            &self.path,
-            OutputStream::Stderr,
-            at.unix_timestamp_nanos(),
-            text.to_owned(),
-            None,
-        )?;
+        inner.add(OutputStream::Stderr, at.unix_timestamp_nanos(), text, None)?;
+        inner.write(&self.path)?;
         self.announce(inner);
         Ok(())
     }
@@ -211,11 +221,11 @@ impl LogStore {
             let partial = &mut inner.partial[index(stream)];
             if !partial.bytes.is_empty() {
                 let (at, end) = (partial.at, partial.taken);
-                let text =
-                    String::from_utf8_lossy(&std::mem::take(&mut partial.bytes)).into_owned();
-                inner.write(&self.path, stream, at, text, Some(end))?;
+                let bytes = std::mem::take(&mut partial.bytes);
+                inner.add(stream, at, &String::from_utf8_lossy(&bytes), Some(end))?;
             }
         }
+        inner.write(&self.path)?;
         self.announce(inner);
         Ok(())
     }
@@ -253,19 +263,18 @@ impl LogStore {
             path: self.path.clone(),
             file: None,
             after: query.after.unwrap_or(0),
+            period: query.period,
+            tail: None,
         };
-        if let Some(tail) = query.tail {
-            reader.after = reader
-                .after
-                .max((self.lock().next_seq - 1).saturating_sub(tail));
+        match query.tail {
+            Some(tail) if query.period == LogPeriod::default() => {
+                let last = self.lock().next_seq - 1;
+                reader.after = reader.after.max(last.saturating_sub(tail));
+            }
+            tail => reader.tail = tail,
         }
         let changes = self.last.subscribe();
-        let state = (
-            reader,
-            changes,
-            over,
-            std::collections::VecDeque::<LogLine>::new(),
-        );
+        let state = (reader, changes, over, VecDeque::<LogLine>::new());
         Ok(Box::pin(futures::stream::unfold(
             state,
             move |(mut reader, mut changes, mut over, mut ready)| async move {
@@ -334,36 +343,62 @@ impl Inner {
                 {
                     bytes.pop();
                 }
-                self.write(
-                    path,
-                    stream,
-                    at,
-                    String::from_utf8_lossy(&bytes).into_owned(),
-                    end,
-                )?;
+                self.add(stream, at, &String::from_utf8_lossy(&bytes), end)?;
+                if self.batch.bytes.len() >= BATCH {
+                    self.write(path)?;
+                }
             }
+        }
+        self.write(path)
+    }
+
+    /// Adds a line to what is written next.
+    fn add(
+        &mut self,
+        stream: OutputStream,
+        at: i128,
+        text: &str,
+        end: Option<Position>,
+    ) -> io::Result<()> {
+        let line = StoredLine {
+            seq: self.next_seq + self.batch.lines,
+            at,
+            stream,
+            text: text.into(),
+            end,
+            boot: end.and(self.boot.as_deref()).map(Cow::from),
+        };
+        serde_json::to_writer(&mut self.batch.bytes, &line)?;
+        self.batch.bytes.push(b'\n');
+        self.batch.lines += 1;
+        if end.is_some() {
+            self.batch.written[index(stream)] = end;
         }
         Ok(())
     }
 
-    fn write(
-        &mut self,
-        path: &Path,
-        stream: OutputStream,
-        at: i128,
-        text: String,
-        end: Option<Position>,
-    ) -> io::Result<()> {
-        let line = StoredLine {
-            seq: self.next_seq,
-            at,
-            stream,
-            text,
-            end,
-            boot: end.and(self.boot.clone()),
-        };
-        let mut bytes = serde_json::to_vec(&line)?;
-        bytes.push(b'\n');
+    /// Writes what was added: all of it, or nothing that is seen.
+    fn write(&mut self, path: &Path) -> io::Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.lines == 0 {
+            return Ok(());
+        }
+        let written = self.write_lines(path, &batch.bytes);
+        for (partial, end) in self.partial.iter_mut().zip(batch.written) {
+            if written.is_ok() {
+                partial.written = end.unwrap_or(partial.written);
+            } else {
+                // What comes after it must not be taken for all there was: it comes again too.
+                partial.bytes.clear();
+                partial.taken = partial.written;
+            }
+        }
+        written?;
+        self.next_seq += batch.lines;
+        Ok(())
+    }
+
+    fn write_lines(&mut self, path: &Path, lines: &[u8]) -> io::Result<()> {
         if self.size > ROTATE_AT {
             std::fs::rename(path, rotated(path))?;
             self.file = None;
@@ -376,16 +411,20 @@ impl Inner {
                 if self.size > 0 && !ends_with_newline(path)? {
                     // The last writer died in the middle of a line.
                     file.write_all(b"\n")?;
+                    self.size += 1;
                 }
                 self.file.insert(file)
             }
         };
-        file.write_all(&bytes)?;
-        self.size += bytes.len() as u64;
-        self.next_seq += 1;
-        if let Some(end) = end {
-            self.partial[index(stream)].written = end;
+        if let Err(error) = file.write_all(lines) {
+            // The lines will come again, with the same numbers: a part of them must not be there twice. What cannot be cut
+            // off is closed, and found to be torn when it is opened.
+            if file.set_len(self.size).is_err() {
+                self.file = None;
+            }
+            return Err(error);
         }
+        self.size += lines.len() as u64;
         Ok(())
     }
 }
@@ -399,7 +438,7 @@ fn ends_with_newline(path: &Path) -> io::Result<bool> {
     Ok(last == *b"\n")
 }
 
-fn stored_lines(path: &Path) -> io::Result<impl Iterator<Item = StoredLine> + use<>> {
+fn stored_lines(path: &Path) -> io::Result<impl Iterator<Item = StoredLine<'static>> + use<>> {
     let file = match File::open(path) {
         Ok(file) => Some(BufReader::new(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -416,12 +455,22 @@ struct Reader {
     path: PathBuf,
     file: Option<(BufReader<File>, u64)>,
     after: u64,
+    period: LogPeriod,
+    /// Only the last so many of them: found out at the first look, as it takes a look at every line.
+    tail: Option<u64>,
+}
+
+fn time_of(line: &StoredLine<'_>) -> Timestamp {
+    Timestamp::from_unix_timestamp_nanos(line.at).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 impl Reader {
     /// The next lines, some hundred at most; empty at the end.
     fn batch(&mut self) -> io::Result<Vec<LogLine>> {
         const MOST: usize = 256;
+        if let Some(tail) = self.tail.take() {
+            self.skip_to_the_last(tail)?;
+        }
         let mut lines = Vec::new();
         while lines.len() < MOST {
             let Some((file, inode)) = &mut self.file else {
@@ -446,16 +495,39 @@ impl Reader {
                 && line.seq > self.after
             {
                 self.after = line.seq;
+                let at = time_of(&line);
+                if !self.period.contains(at) {
+                    continue;
+                }
                 lines.push(LogLine {
                     seq: line.seq,
-                    at: Timestamp::from_unix_timestamp_nanos(line.at)
-                        .unwrap_or(Timestamp::UNIX_EPOCH),
+                    at,
                     stream: line.stream,
-                    text: line.text,
+                    text: line.text.into_owned(),
                 });
             }
         }
         Ok(lines)
+    }
+
+    /// Goes to where so many lines are left that are asked for.
+    fn skip_to_the_last(&mut self, tail: u64) -> io::Result<()> {
+        let most = usize::try_from(tail).unwrap_or(usize::MAX);
+        let mut last = VecDeque::new();
+        let mut end = self.after;
+        for path in [rotated(&self.path), self.path.clone()] {
+            for line in stored_lines(&path)?.filter(|line| line.seq > self.after) {
+                end = end.max(line.seq);
+                if self.period.contains(time_of(&line)) {
+                    last.push_back(line.seq);
+                    if last.len() > most {
+                        last.pop_front();
+                    }
+                }
+            }
+        }
+        self.after = last.front().map_or(end, |first| first - 1);
+        Ok(())
     }
 
     /// Opens the file after the one with inode `done`: the rotated one first, then the current one.
@@ -602,6 +674,93 @@ mod tests {
         let seen = runtime.block_on(seen).unwrap();
         assert!(seen.windows(2).all(|pair| pair[0] < pair[1]));
         assert_eq!(seen.last().copied(), Some(log.lock().next_seq - 1));
+    }
+
+    #[test]
+    fn a_period_is_of_lines_and_the_last_are_the_last_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let log = LogStore::open(path.clone()).unwrap();
+        let at = |second: i64| Timestamp::from_unix_timestamp(second).unwrap();
+        // A guest's clock may be set back. What is older is in the other file.
+        for (number, second) in [(1, 10), (2, 20), (3, 30), (4, 25), (5, 40)] {
+            let line = format!("{number}\n");
+            log.append(at(second), OutputStream::Stdout, line.as_bytes())
+                .unwrap();
+            if number == 3 {
+                let mut inner = log.lock();
+                std::fs::rename(&path, rotated(&path)).unwrap();
+                (inner.file, inner.size) = (None, 0);
+            }
+        }
+        for (since, until, tail, after, expected) in [
+            (None, None, None, None, "12345"),
+            (Some(20), None, None, None, "2345"),
+            (Some(21), None, None, None, "345"),
+            (None, Some(30), None, None, "124"),
+            (Some(20), Some(40), None, None, "234"),
+            (Some(20), Some(40), Some(2), None, "34"),
+            (None, Some(40), Some(1), None, "4"),
+            (None, Some(40), Some(0), None, ""),
+            (None, Some(40), Some(u64::MAX), None, "1234"),
+            (Some(20), None, None, Some(3), "45"),
+            (Some(20), None, Some(1), Some(3), "5"),
+            (Some(50), None, Some(3), None, ""),
+        ] {
+            let (since, until) = (since.map(at), until.map(at));
+            let query = LogQuery {
+                period: LogPeriod { since, until },
+                tail,
+                after,
+                ..LogQuery::default()
+            };
+            assert_eq!(texts(&log, query).concat(), expected, "{query:?}");
+        }
+    }
+
+    #[test]
+    fn more_lines_than_are_written_at_a_time_are_all_there_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let log = LogStore::open(path.clone()).unwrap();
+        log.begin_boot("a");
+        let numbers: Vec<String> = (0..10_000).map(|number| number.to_string()).collect();
+        let data = numbers.join("\n") + "\nunfinished";
+        log.append_record(1, 0, OutputStream::Stdout, data.as_bytes())
+            .unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() > BATCH as u64);
+        assert_eq!(texts(&log, LogQuery::default()), numbers);
+        drop(log);
+        // As many as before come again, and what was not whole is.
+        let log = LogStore::open(path).unwrap();
+        assert_eq!(log.begin_boot("a"), 1);
+        for (record, data) in [(1, data.as_bytes()), (2, b" no more\n")] {
+            log.append_record(record, 0, OutputStream::Stdout, data)
+                .unwrap();
+        }
+        let all = texts(&log, LogQuery::default());
+        assert_eq!(all.len(), numbers.len() + 1);
+        assert_eq!(all.last().unwrap(), "unfinished no more");
+    }
+
+    #[test]
+    fn what_could_not_be_written_comes_again_with_the_same_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("place");
+        let log = LogStore::open(place.join("log")).unwrap();
+        log.begin_boot("a");
+        let append = || log.append_record(1, 0, OutputStream::Stdout, b"one\ntwo\nthree");
+        append().unwrap_err();
+        assert_eq!((log.newest_record(), log.lock().next_seq), (0, 1));
+        std::fs::create_dir(&place).unwrap();
+        // The end of it alone would hide that the beginning is missing.
+        log.flush().unwrap();
+        assert_eq!(log.newest_record(), 0);
+        assert_eq!(log.begin_boot("a"), 1);
+        append().unwrap();
+        log.flush().unwrap();
+        assert_eq!(texts(&log, LogQuery::default()), ["one", "two", "three"]);
+        assert_eq!(log.lock().next_seq, 4);
     }
 
     #[test]

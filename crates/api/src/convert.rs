@@ -5,8 +5,7 @@ use crate::code::Code;
 use crate::exec::{LogEntry, LogStream};
 use crate::image::{Image, ImageStatus};
 use crate::instance::{
-    CreateInstanceRequest, Hypervisor, Instance, InstanceNetwork, InstanceStats, PortMapping,
-    PortProtocol, Tags,
+    CreateInstanceRequest, Hypervisor, Instance, InstanceNetwork, PortMapping, PortProtocol, Tags,
 };
 use crate::policy::{BlockedReason, HealthCheckType, RestartPolicy, RestartStatus, RestartWhen};
 use crate::problem::Problem;
@@ -19,7 +18,7 @@ use warren_core::instance::{
     Removal, Stdin, Terminal,
 };
 use warren_core::network::{PortMapping as CoreMapping, Protocol};
-use warren_core::ports::host_link::{LogLine, OutputStream, Usage};
+use warren_core::ports::host_link::{LogLine, OutputStream};
 use warren_core::ports::hypervisor::HypervisorKind;
 use warren_core::state::{InstanceState as CoreState, StateName};
 use warren_core::units::{ParseUnitError, parse_duration, parse_size};
@@ -156,6 +155,11 @@ impl TryFrom<CreateInstanceRequest> for NewInstance {
             working_dir: request.working_dir,
             user: request.user,
             hostname: request.hostname,
+            ssh_keys: request
+                .ssh_keys
+                .iter()
+                .map(|key| key.trim().to_owned())
+                .collect(),
             labels,
             ports: request
                 .port_mappings
@@ -475,6 +479,7 @@ pub fn instance(intent: &InstanceIntent, status: &InstanceStatus) -> Instance {
         user: spec.user.clone(),
         working_dir: spec.working_dir.clone(),
         hostname: spec.hostname.clone(),
+        ssh_keys: spec.ssh_keys.clone(),
         tty: spec.terminal == Terminal::Pty,
         open_stdin: spec.stdin == Stdin::Attached || spec.terminal == Terminal::Pty,
         auto_remove: spec.removal == Removal::WhenExited,
@@ -514,30 +519,6 @@ fn carried_value<T: DeserializeOwned>(spec: &InstanceSpec, name: &str) -> Option
     spec.carried
         .get(name)
         .and_then(|value| serde_json::from_value(value.clone()).ok())
-}
-
-/// The wire form of an instance's resources.
-pub fn stats(intent: &InstanceIntent, usage: &Usage) -> InstanceStats {
-    let allocated = intent.spec.memory.bytes();
-    InstanceStats {
-        instance_id: intent.id.to_string(),
-        instance_name: intent.spec.name.clone(),
-        cpu_seconds: usage.cpu_seconds,
-        memory_rss_bytes: usage.memory_rss,
-        memory_vms_bytes: usage.memory_vms,
-        network_rx_bytes: usage.network_received,
-        network_tx_bytes: usage.network_sent,
-        allocated_vcpus: intent.spec.vcpus,
-        allocated_memory_bytes: allocated,
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a ratio for people: 52 bits are plenty"
-        )]
-        memory_utilization_ratio: (allocated > 0)
-            .then(|| usage.memory_rss as f64 / allocated as f64),
-        guest_memory_used_bytes: usage.guest_memory_used,
-        disk_bytes: usage.disk,
-    }
 }
 
 /// The wire form of an image that is here.

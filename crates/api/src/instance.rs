@@ -328,6 +328,10 @@ pub struct CreateInstanceRequest {
     /// The guest's host name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// OpenSSH public keys for root: they are in its `authorized_keys` from each boot on, behind those that the image has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 64)]
+    pub ssh_keys: Vec<String>,
     /// Whether the workload gets a terminal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<bool>,
@@ -516,6 +520,9 @@ pub struct Instance {
     /// The guest's host name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// OpenSSH public keys that root was given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
     /// Whether the workload has a terminal.
     #[serde(default)]
     pub tty: bool,
@@ -540,35 +547,4 @@ pub struct WaitForStateResponse {
     pub exit_code: Option<i32>,
     /// Whether the time was up first.
     pub timed_out: bool,
-}
-
-/// Resources an instance uses.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct InstanceStats {
-    /// Whose.
-    pub instance_id: String,
-    /// Whose.
-    pub instance_name: String,
-    /// Processor time of its machine.
-    pub cpu_seconds: f64,
-    /// Resident memory of its machine.
-    pub memory_rss_bytes: u64,
-    /// Virtual memory of its machine.
-    pub memory_vms_bytes: u64,
-    /// Received by the guest.
-    pub network_rx_bytes: u64,
-    /// Sent by the guest.
-    pub network_tx_bytes: u64,
-    /// Virtual processors.
-    pub allocated_vcpus: u32,
-    /// Memory at boot.
-    pub allocated_memory_bytes: u64,
-    /// Resident memory over memory at boot.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_utilization_ratio: Option<f64>,
-    /// Memory in use as the guest sees it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guest_memory_used_bytes: Option<u64>,
-    /// What its writable layer takes on the host.
-    pub disk_bytes: u64,
 }

@@ -16,22 +16,28 @@ pub mod problem;
 pub mod push;
 pub mod resources;
 pub mod sse;
+pub mod ssh;
+pub mod stats;
 pub mod storage;
 pub mod upkeep;
 
 pub use code::Code;
 pub use copy::{CopyDirection, CopyFormat, CopyHeader, CopyMessage, CopyResult, CopyStart};
 pub use event::{Event, EventType};
-pub use exec::{ExecControl, ExecExit, ExecStart, LogEntry};
+pub use exec::{
+    DetachedExec, DetachedExecStart, DetachedExecState, ExecControl, ExecExit, ExecStart, LogEntry,
+};
 pub use image::{
     ArchiveFormat, CommitInstanceRequest, CreateImageRequest, Image, ImageStatus, PushCredentials,
     SaveImagesRequest,
 };
 pub use instance::{
-    CreateInstanceRequest, Hypervisor, Instance, InstanceState, InstanceStats,
-    StartInstanceRequest, UpdateInstanceRequest, WaitForStateResponse,
+    CreateInstanceRequest, Hypervisor, Instance, InstanceState, StartInstanceRequest,
+    UpdateInstanceRequest, WaitForStateResponse,
 };
 pub use operation::{Operation, OperationKind, OperationPhase, OperationState};
 pub use policy::{RestartPolicy, RestartStatus};
 pub use problem::{ErrorDetail, Problem};
 pub use resources::{Health, PathInfo, Readiness, Resources};
+pub use ssh::SshHostKey;
+pub use stats::{GuestStats, InstanceStats};

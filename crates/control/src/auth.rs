@@ -191,7 +191,7 @@ pub fn scope(method: &Method, path: &str) -> Option<(&'static str, &'static str)
         _ => "resource",
     };
     // These are GET because WebSockets are; they change what is inside.
-    let enters = resource == "instance" && matches!(last, Some("exec" | "attach" | "cp"));
+    let enters = resource == "instance" && matches!(last, Some("exec" | "attach" | "cp" | "ssh"));
     let part = resource == "instance" && path.trim_matches('/').split('/').count() > 2;
     // Giving up an upload of one's own takes nothing away.
     let part = part || (first == "v2" && path.contains("/blobs/uploads/"));

@@ -11,6 +11,7 @@ use opentelemetry::context::FutureExt as _;
 use opentelemetry_http::HeaderExtractor;
 use rand::Rng;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Instant;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
@@ -23,7 +24,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) struct Envelope {
     id: HeaderValue,
     method: Method,
-    route: String,
+    route: Arc<str>,
     span: Span,
     trace: Span,
     started: Instant,
@@ -31,15 +32,15 @@ pub(crate) struct Envelope {
 
 impl Envelope {
     /// `route` is the request's path as a pattern: there must not be more of them than there are routes.
-    pub(crate) fn new(request: &Request, route: String) -> Self {
+    pub(crate) fn new(request: &Request, route: &str) -> Self {
         let id = request_id(request);
         let (method, path) = (request.method().clone(), request.uri().path());
         Envelope {
             span: tracing::info_span!("request", request_id = id.to_str().unwrap_or_default(), %method, %path),
-            trace: trace(request, &route),
+            trace: trace(request, route),
             id,
             method,
-            route,
+            route: route.into(),
             started: Instant::now(),
         }
     }
@@ -73,18 +74,11 @@ impl Envelope {
         response.headers_mut().insert(REQUEST_ID, self.id);
         let took = self.started.elapsed();
         // A client may invent methods without end.
-        let known = [
-            Method::GET,
-            Method::HEAD,
-            Method::POST,
-            Method::PUT,
-            Method::PATCH,
-            Method::DELETE,
-        ];
-        let method = match known.contains(&self.method) {
-            true => self.method.as_str(),
-            false => "OTHER",
-        };
+        let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+        let method = known
+            .into_iter()
+            .find(|known| *known == self.method.as_str())
+            .unwrap_or("OTHER");
         let (status, took_ms) = (status.as_u16(), took.as_millis());
         app.0.metrics.answered(method, &self.route, status, took);
         // What is not served yet says so, and is no mistake.

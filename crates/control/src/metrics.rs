@@ -1,27 +1,30 @@
 //! Numbers for Prometheus, in the OpenMetrics text format.
 
-use prometheus_client::encoding::text::encode;
+mod instances;
+
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use std::sync::Arc;
 use std::time::Duration;
-use warren_api::OperationKind;
+use warren_api::{InstanceStats, OperationKind};
 use warren_core::state::StateName;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
-    method: String,
-    route: String,
+    method: &'static str,
+    route: Arc<str>,
     status: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabels {
-    method: String,
-    route: String,
+    method: &'static str,
+    route: Arc<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -66,10 +69,12 @@ pub(crate) struct Now<S> {
     pub(crate) operations: Vec<(OperationKind, usize)>,
     /// Instances on their way up.
     pub(crate) starts: usize,
+    /// What instances use.
+    pub(crate) usage: Vec<InstanceStats>,
 }
 
-fn gauge(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
+fn gauge<N: TryInto<i64>>(count: N) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
 }
 
 impl Metrics {
@@ -120,18 +125,24 @@ impl Metrics {
     }
 
     /// `route` is the pattern and never the path: paths have no bound.
-    pub(crate) fn answered(&self, method: &str, route: &str, status: u16, took: Duration) {
+    pub(crate) fn answered(
+        &self,
+        method: &'static str,
+        route: &Arc<str>,
+        status: u16,
+        took: Duration,
+    ) {
         self.requests
             .get_or_create(&RequestLabels {
-                method: method.to_owned(),
-                route: route.to_owned(),
+                method,
+                route: Arc::clone(route),
                 status,
             })
             .inc();
         self.latency
             .get_or_create(&RouteLabels {
-                method: method.to_owned(),
-                route: route.to_owned(),
+                method,
+                route: Arc::clone(route),
             })
             .observe(took.as_secs_f64());
     }
@@ -166,7 +177,10 @@ impl Metrics {
                 .set(gauge(count));
         }
         let mut text = String::new();
-        encode(&mut text, &self.registry).expect("a String takes everything");
+        for registry in [&self.registry, &instances::registry(&now.usage)] {
+            encode_registry(&mut text, registry).expect("a String takes everything");
+        }
+        encode_eof(&mut text).expect("a String takes everything");
         text
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use warren_core::InstallationId;
 use warren_core::placement::Overcommit;
+use warren_ssh::HostSecret;
 
 /// Whether `container.ContainerService` is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct Settings {
     pub upload_limit: u64,
     /// Bytes of the spool's file system that uploads leave free.
     pub upload_reserve: u64,
+    /// What the keys of the SSH servers are derived from; one that is gone with the process unless the binary says otherwise.
+    pub ssh_secret: HostSecret,
     /// Whether the port of REST has the container service as well.
     pub container_service: ContainerService,
     /// Connections at the same time.
@@ -71,6 +74,7 @@ impl Settings {
             body_limit: 1 << 20,
             upload_limit: 64 << 30,
             upload_reserve: 256 << 20,
+            ssh_secret: HostSecret::random(),
             container_service: ContainerService::Served,
             connections: 1024,
             shutdown_grace: Duration::from_secs(10),

@@ -102,6 +102,9 @@ pub struct InstanceSpec {
     /// The guest's host name; a slug of the name when absent.
     #[serde(default)]
     pub hostname: Option<String>,
+    /// OpenSSH public keys that root is let in with: lines that its `authorized_keys` has from each boot on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
     /// The user's labels ("tags" on the wire of v0.3).
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -267,6 +270,9 @@ impl InstanceSpec {
                     .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.')))
         {
             return field("hostname", "must be 1 to 63 letters, digits, '-' or '.'");
+        }
+        if let Err(problem) = crate::ssh_key::check(&self.ssh_keys) {
+            return field("ssh_keys", problem);
         }
         Ok(())
     }

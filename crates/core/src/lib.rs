@@ -17,6 +17,7 @@ pub mod placement;
 pub mod planner;
 pub mod ports;
 pub mod restart;
+pub mod ssh_key;
 pub mod state;
 pub mod storage;
 pub mod units;

@@ -163,6 +163,7 @@ fn intent() -> impl Strategy<Value = InstanceIntent> {
                 working_dir: None,
                 user: None,
                 hostname: None,
+                ssh_keys: Vec::new(),
                 labels: Default::default(),
                 ports: vec![],
                 network,

@@ -12,27 +12,31 @@
 //! | `sleep …`, and any other workload | runs until signalled |
 //! | anything else in an exec | exits with 127 |
 //!
+//! A login shell takes one of these for its script; without one it is `cat`.
+//!
 //! Its files are real ones in a directory of its own, owned by whoever runs it.
 //!
 //! The fake hypervisor and tests use it; nothing in a real VM does.
 
-use std::net::IpAddr;
+use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
+use crate::authorized_keys;
 use crate::client::unix_nanos_now;
 use crate::files::{self, Files};
 use crate::protocol::files::FileFault;
 use crate::protocol::{
-    AttachKey, BootConfig, ExecInput, ExecRequest, ExitReport, ExitStatus, GuestStats,
-    OutputStream, ReadyReport,
+    AttachKey, BootConfig, Endpoint, ExecInput, ExecRequest, ExitReport, ExitStatus, GuestStats,
+    ListenPlace, OutputStream, Program, ReadyReport,
 };
 use crate::serve::{
-    self, ExecIo, Failure, HangUp, Hold, HostPresence, LogStore, Machine, StatusCell,
+    self, BoxSocket, ExecIo, Failure, HangUp, Hold, HostPresence, Listener, LogStore, Machine,
+    StatusCell,
 };
 
 const SIGKILL: i32 = 9;
@@ -86,6 +90,8 @@ pub struct Double {
     machine: Arc<DoubleMachine>,
 }
 
+type Disk = Result<(tempfile::TempDir, Arc<Files>), String>;
+
 #[derive(Debug)]
 struct DoubleMachine {
     behaviour: Behaviour,
@@ -96,7 +102,7 @@ struct DoubleMachine {
     time: Mutex<u64>,
     stillness: watch::Sender<Stillness>,
     /// Made when somebody asks for a file, and gone with the double.
-    disk: OnceLock<Result<(tempfile::TempDir, Arc<Files>), String>>,
+    disk: OnceLock<Disk>,
 }
 
 /// Whether the made-up machine is on.
@@ -214,6 +220,21 @@ impl Simulated {
 }
 
 impl DoubleMachine {
+    fn disk(&self) -> &Disk {
+        self.disk.get_or_init(|| {
+            let directory = tempfile::Builder::new().prefix("warren-double-").tempdir();
+            let made = directory.and_then(|directory| {
+                let files = Files::within(directory.path())?;
+                Ok((directory, Arc::new(files)))
+            });
+            made.map_err(|error| error.to_string())
+        })
+    }
+
+    fn root(&self) -> Result<&std::path::Path, &String> {
+        self.disk().as_ref().map(|(directory, _)| directory.path())
+    }
+
     async fn powered_off(&self) {
         let mut power = self.power.subscribe();
         // The sender lives in `self`.
@@ -228,6 +249,12 @@ impl DoubleMachine {
                 message,
             };
             return self.status.update(|status| status.failed = Some(failure));
+        }
+        if !config.authorized_keys.is_empty() {
+            // Without files there is nobody to let in.
+            if let Ok(root) = self.root() {
+                let _ = authorized_keys::add(root, "/root", &config.authorized_keys);
+            }
         }
         let mut signal = self.signal.subscribe();
         self.status
@@ -331,7 +358,14 @@ impl Machine for DoubleMachine {
     }
 
     async fn exec(self: Arc<Self>, request: ExecRequest, mut io: ExecIo) -> (ExitReport, ExecIo) {
-        let report = match Simulated::parse(&request.command) {
+        let command = match &request.program {
+            Program::Command | Program::FileServer => request.command.clone(),
+            Program::LoginShell { script } => {
+                let script = script.as_deref().unwrap_or("cat");
+                script.split_whitespace().map(str::to_owned).collect()
+            }
+        };
+        let report = match Simulated::parse(&command) {
             Simulated::Exit(report) => report,
             Simulated::Echo(text) => {
                 // A host that is gone ends this future from outside.
@@ -385,7 +419,7 @@ impl Machine for DoubleMachine {
                 }
             },
             Simulated::Unknown => {
-                let name = request.command.first().map_or("", String::as_str);
+                let name = command.first().map_or("", String::as_str);
                 ExitReport::not_started(127, format!("exec {name}: no such file"))
             }
         };
@@ -409,15 +443,7 @@ impl Machine for DoubleMachine {
     }
 
     fn files(&self) -> Result<Arc<Files>, files::Failure> {
-        let made = self.disk.get_or_init(|| {
-            let directory = tempfile::Builder::new().prefix("warren-double-").tempdir();
-            let made = directory.and_then(|directory| {
-                let files = Files::within(directory.path())?;
-                Ok((directory, Arc::new(files)))
-            });
-            made.map_err(|error| error.to_string())
-        });
-        match made {
+        match self.disk() {
             Ok((_, files)) => Ok(Arc::clone(files)),
             Err(message) => Err(files::Failure {
                 fault: FileFault::Failed,
@@ -426,11 +452,45 @@ impl Machine for DoubleMachine {
         }
     }
 
-    async fn connect(&self, address: IpAddr, port: u16) -> std::io::Result<tokio::net::TcpStream> {
-        let message = format!("the test double has no network to reach {address} port {port}");
-        Err(std::io::Error::new(
-            std::io::ErrorKind::Unsupported,
-            message,
-        ))
+    /// It has no network: what it is sent comes back.
+    async fn connect(&self, endpoint: Endpoint) -> io::Result<BoxSocket> {
+        match endpoint {
+            Endpoint::Tcp { .. } => {
+                let (theirs, ours) = tokio::io::duplex(64 << 10);
+                tokio::spawn(async move {
+                    let (mut read, mut write) = tokio::io::split(ours);
+                    // Either end going is the end of it.
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                    let _ = write.shutdown().await;
+                });
+                Ok(Box::new(theirs))
+            }
+            Endpoint::Socket { path } => {
+                let message = format!("the test double has no socket {path}");
+                Err(io::Error::new(io::ErrorKind::NotFound, message))
+            }
+        }
+    }
+
+    /// A socket in a directory of the host's, for whoever runs the double.
+    async fn listen(&self, place: ListenPlace) -> io::Result<Listener> {
+        match place {
+            ListenPlace::Private { .. } => {
+                let directory = tempfile::Builder::new()
+                    .prefix("warren-double-")
+                    .tempdir()?
+                    .keep();
+                let path = directory.join("agent");
+                Ok(Listener::Socket {
+                    listener: tokio::net::UnixListener::bind(&path)?,
+                    path,
+                    directory: Some(directory),
+                })
+            }
+            ListenPlace::Tcp { .. } | ListenPlace::Socket { .. } => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the test double listens on private sockets only",
+            )),
+        }
     }
 }

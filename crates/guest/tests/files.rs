@@ -367,6 +367,15 @@ async fn liar(lie: Lie) -> GuestClient {
                 };
                 writer.message(&hello).await.unwrap();
                 while let Ok(request) = reader.message::<serde_json::Value>().await {
+                    // It takes the time for somebody to greet, and statistics for somebody to talk to.
+                    if request["request"] == "set_time" {
+                        writer.message(&hello).await.unwrap();
+                    }
+                    if request["request"] == "stats" {
+                        let pong = ControlEvent::Pong { id: u64::MAX };
+                        while writer.message(&pong).await.is_ok() {}
+                        return;
+                    }
                     let id = request["id"].as_u64().unwrap();
                     writer.message(&ControlEvent::Pong { id }).await.unwrap();
                 }
@@ -486,6 +495,67 @@ async fn a_guest_that_falls_silent_is_given_up_at_every_step() {
     let (_, mut reader) = half.read_file("/x", 0, None).await.unwrap();
     assert_eq!(reader.next().await.unwrap().unwrap().as_ref(), b"half");
     given_up(reader.next()).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_says_nothing_without_end_is_cut_off() {
+    let nothing = liar(|mut writer| {
+        tokio::spawn(async move {
+            writer.message(&small(10)).await.unwrap();
+            while writer.send(FrameKind::File, &[]).await.is_ok() {}
+        })
+    })
+    .await;
+    broke(get(&nothing, "/x").await);
+    let none = liar(|mut writer| {
+        tokio::spawn(async move {
+            let files = Vec::new();
+            let reply = FileReply::Listed { files };
+            while writer.message(&reply).await.is_ok() {}
+        })
+    })
+    .await;
+    broke(list(&none, "/x", Depth::Shallow).await);
+    let busy = liar(|mut writer| {
+        tokio::spawn(async move { while writer.message(&FileReply::Working).await.is_ok() {} })
+    })
+    .await;
+    broke(timeout(SOON, put(&busy, "/x", b"1")).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_session_without_its_control_stream_is_over_for_whoever_holds_a_part_of_it() {
+    let silent = liar(|writer| {
+        tokio::spawn(async move {
+            let _kept = writer;
+            std::future::pending().await
+        })
+    })
+    .await;
+    let mut listing = silent.list_files("/x", Depth::Shallow).await.unwrap();
+    let broken = timeout(SOON, silent.set_time()).await.unwrap();
+    assert!(
+        matches!(broken, Err(ClientError::Protocol(_))),
+        "{broken:?}"
+    );
+    let ended = timeout(SOON, listing.next()).await.unwrap();
+    assert!(matches!(ended, Err(FileError::Client(_))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_guest_that_talks_without_being_asked_ends_its_session() {
+    let silent = liar(|writer| {
+        tokio::spawn(async move {
+            let _kept = writer;
+            std::future::pending().await
+        })
+    })
+    .await;
+    let talking = timeout(SOON, silent.stats()).await.unwrap();
+    assert!(
+        matches!(talking, Err(ClientError::Protocol(_))),
+        "{talking:?}"
+    );
 }
 
 #[tokio::test]

@@ -10,8 +10,9 @@ use warren_guest::client::{ClientError, GuestClient, GuestEvent, GuestEvents};
 use warren_guest::double::{Behaviour, Double, Freezing, SignalHandling, Stillness};
 use warren_guest::protocol::message::ExecRequest;
 use warren_guest::protocol::{
-    AttachKey, BootConfig, ControlEvent, ControlRequest, ExecOutput, ExitReport, ExitStatus,
-    FrameReader, FrameWriter, LogEntry, PROTOCOL_VERSION, StdinMode, WorkloadConfig, mux,
+    AttachKey, BootConfig, ControlEvent, ControlRequest, Endpoint, ExecOutput, ExitReport,
+    ExitStatus, FrameReader, FrameWriter, ListenPlace, LogEntry, PROTOCOL_VERSION, StdinMode,
+    WorkloadConfig, mux,
 };
 use warren_guest::serve::Link;
 
@@ -38,6 +39,7 @@ fn config(command: &[&str]) -> BootConfig {
         },
         unix_nanos: 0,
         entropy: Vec::new(),
+        authorized_keys: Vec::new(),
         exit_linger_millis: 1000,
     }
 }
@@ -476,4 +478,69 @@ async fn an_older_agent_is_told_from_a_lost_one() {
         client.freeze(SOON).await,
         Ok(_) | Err(ClientError::NotKnown { .. })
     ));
+}
+
+#[tokio::test]
+async fn connections_are_made_in_the_guest_and_taken_from_it() {
+    let line = SerialLine::to(&Double::new(Behaviour::default()));
+    let (client, _events) = line.attach().await;
+    let mut there = client
+        .connect(Endpoint::Tcp {
+            address: [127, 0, 0, 1].into(),
+            port: 80,
+        })
+        .await
+        .unwrap();
+    there.write_all(b"and back").await.unwrap();
+    there.shutdown().await.unwrap();
+    let mut said = String::new();
+    let read = timeout(SOON, there.read_to_string(&mut said)).await;
+    read.unwrap().unwrap();
+    assert_eq!(said, "and back");
+    let missing = Endpoint::Socket {
+        path: "/missing".to_owned(),
+    };
+    assert!(matches!(
+        client.connect(missing).await,
+        Err(ClientError::Refused { .. })
+    ));
+
+    let private = || ListenPlace::Private {
+        user: String::new(),
+    };
+    let mut listener = client.listen(private()).await.unwrap();
+    let path = listener.path.clone().unwrap();
+    let mut inside = UnixStream::connect(&path).await.unwrap();
+    inside.write_all(b"first words").await.unwrap();
+    let incoming = timeout(SOON, listener.next()).await.unwrap().unwrap();
+    let incoming = incoming.unwrap();
+    let mut taken = listener.accept(incoming).await.unwrap();
+    let mut buffer = [0; 11];
+    taken.read_exact(&mut buffer).await.unwrap();
+    assert_eq!(&buffer, b"first words");
+    taken.write_all(b"an answer").await.unwrap();
+    taken.shutdown().await.unwrap();
+    let mut answer = String::new();
+    let read = timeout(SOON, inside.read_to_string(&mut answer)).await;
+    read.unwrap().unwrap();
+    assert_eq!(answer, "an answer");
+    // What was taken is not there a second time.
+    assert!(matches!(
+        listener.accept(incoming).await,
+        Err(ClientError::Refused { .. })
+    ));
+
+    // Who waits to be taken when the listener goes is hung up on, and nothing stays behind.
+    let mut waiting = UnixStream::connect(&path).await.unwrap();
+    timeout(SOON, listener.next()).await.unwrap().unwrap();
+    drop(listener);
+    let read = timeout(SOON, waiting.read(&mut buffer)).await.unwrap();
+    assert_eq!(read.unwrap(), 0);
+    timeout(SOON, async {
+        while std::path::Path::new(&path).exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
 }

@@ -16,7 +16,8 @@ fn main() -> ExitCode {
         let configuration = words.next().unwrap_or_default();
         return server::network_guard(&configuration.to_string_lossy());
     }
-    let cli::Cli { global, command } = cli::Cli::parse();
+    let cli::Cli { global, command } =
+        cli::Cli::parse_from(cli::with_ssh_words_apart(std::env::args_os()));
     match command {
         cli::Command::Host(command) => command.run(&global),
         cli::Command::System {

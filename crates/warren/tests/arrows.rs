@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The crates of the workspace, and which of them each may depend on.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("core", &[]),
     ("crashpoint", &[]),
     ("api", &["core"]),
@@ -21,7 +21,8 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("tree", &["tar"]),
     ("guest", &["tar", "tree"]),
     ("agent", &["core", "api", "guest", "crashpoint"]),
-    ("control", &["core", "api", "crashpoint"]),
+    ("ssh", &["core"]),
+    ("control", &["core", "api", "crashpoint", "ssh"]),
     (
         "warren",
         &[
@@ -36,6 +37,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "tar",
             "tree",
             "guest",
+            "ssh",
             "agent",
             "control",
         ],

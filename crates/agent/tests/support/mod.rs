@@ -425,6 +425,7 @@ pub(crate) fn intent(number: u8, generation: u64, desired: Desired) -> InstanceI
             working_dir: None,
             user: None,
             hostname: None,
+            ssh_keys: Vec::new(),
             labels: Default::default(),
             ports: Vec::new(),
             network: Default::default(),

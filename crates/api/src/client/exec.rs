@@ -2,11 +2,14 @@
 //! tokens and TLS are the same as for every other call.
 
 use super::{Client, ClientError};
-use crate::exec::{ExecControl, ExecExit, ExecStart, StdinControl, TerminalSize, streams};
+use crate::exec::{
+    DetachedExec, DetachedExecStart, ExecControl, ExecExit, ExecStart, StdinControl, TerminalSize,
+    streams,
+};
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
-use reqwest::{Response, Upgraded};
+use reqwest::{Method, Response, Upgraded};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -65,12 +68,62 @@ impl Client {
         id: &str,
         terminal: Option<TerminalSize>,
     ) -> Result<ExecConnection, ClientError> {
-        let mut query = vec![("stderr", "separate".to_owned())];
-        if let Some(size) = terminal {
-            query.push(("rows", size.rows.to_string()));
-            query.push(("cols", size.cols.to_string()));
-        }
+        let query = attaching(terminal);
         self.web_socket(&["instances", id, "attach"], &query).await
+    }
+
+    /// `POST /instances/{id}/execs`: starts a command that needs no connection.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn start_exec(
+        &self,
+        id: &str,
+        start: &DetachedExecStart,
+    ) -> Result<DetachedExec, ClientError> {
+        let segments = ["instances", id, "execs"];
+        self.post(&segments, start, super::REQUEST_TIMEOUT).await
+    }
+
+    /// `GET /instances/{id}/execs`: the detached commands, the oldest first.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn execs(&self, id: &str) -> Result<Vec<DetachedExec>, ClientError> {
+        let segments = ["instances", id, "execs"];
+        self.json(self.request(Method::GET, &segments)).await
+    }
+
+    /// `GET /instances/{id}/execs/{exec}`: one of them.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn exec_of(&self, id: &str, exec: &str) -> Result<DetachedExec, ClientError> {
+        let segments = ["instances", id, "execs", exec];
+        self.json(self.request(Method::GET, &segments)).await
+    }
+
+    /// `DELETE /instances/{id}/execs/{exec}`: ends it, if it runs, and forgets it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn remove_exec(&self, id: &str, exec: &str) -> Result<(), ClientError> {
+        let segments = ["instances", id, "execs", exec];
+        self.empty(self.request(Method::DELETE, &segments)).await
+    }
+
+    /// `GET /instances/{id}/execs/{exec}/attach`: connects to one. Dropping the connection leaves it running.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn attach_exec(
+        &self,
+        id: &str,
+        exec: &str,
+        terminal: Option<TerminalSize>,
+    ) -> Result<ExecConnection, ClientError> {
+        let segments = ["instances", id, "execs", exec, "attach"];
+        self.web_socket(&segments, &attaching(terminal)).await
     }
 
     async fn web_socket(
@@ -129,6 +182,15 @@ impl Client {
             .max_frame_size(Some(LONGEST_FRAME));
         Ok(WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config)).await)
     }
+}
+
+fn attaching(terminal: Option<TerminalSize>) -> Vec<(&'static str, String)> {
+    let mut query = vec![("stderr", "separate".to_owned())];
+    if let Some(size) = terminal {
+        query.push(("rows", size.rows.to_string()));
+        query.push(("cols", size.cols.to_string()));
+    }
+    query
 }
 
 impl ExecWriter {
@@ -212,7 +274,7 @@ fn exit(text: &str) -> Result<ExecOutput, ClientError> {
     }
 }
 
-fn broken(server: &str, error: &WsError) -> ClientError {
+pub(super) fn broken(server: &str, error: &WsError) -> ClientError {
     ClientError::Transport {
         server: server.to_owned(),
         reason: super::error::chain(error),

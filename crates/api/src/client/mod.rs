@@ -9,6 +9,7 @@ mod exec;
 mod own;
 mod patience;
 mod routes;
+mod ssh;
 mod stream;
 
 pub use copy::{CopyDownload, CopyUpload};
@@ -16,7 +17,8 @@ pub use download::Download;
 pub use error::{ClientError, Refused};
 pub use exec::{ExecConnection, ExecReader, ExecWriter};
 pub use patience::Patience;
-pub use routes::{CreateOptions, ListQuery, LoadSource, LogsQuery, Page, UntilReady};
+pub use routes::{CreateOptions, ListQuery, LoadContent, LoadSource, LogsQuery, Page, UntilReady};
+pub use ssh::{SshReader, SshWriter};
 pub use stream::{EventItem, TypedStream};
 
 use crate::problem::Problem;

@@ -4,7 +4,7 @@ mod host;
 mod images;
 mod instances;
 
-pub use images::LoadSource;
+pub use images::{LoadContent, LoadSource};
 pub use instances::{CreateOptions, LogsQuery, UntilReady};
 
 use super::stream::Source;

@@ -4,6 +4,7 @@ use super::{App, AppError, View, Waiting};
 use crate::metrics::Now;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::{StreamExt, stream};
 use std::time::Duration;
 use warren_api::convert::state_error;
 use warren_api::resources::{PartStatus, ResourceAllocation, ResourceStatus};
@@ -13,6 +14,11 @@ use warren_core::id::Prefixes;
 use warren_core::instance::Desired;
 use warren_core::placement::{Capacity, capacity};
 use warren_core::state::StateName;
+
+/// How long a scrape waits for what instances use: longer than for one guest that is silent.
+const USAGE_PATIENCE: Duration = Duration::from_secs(3);
+/// Instances that are asked at the same time.
+const USAGE_AT_ONCE: usize = 64;
 
 /// What a list shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -185,7 +191,7 @@ impl App {
     pub async fn stats(&self, wanted: &str) -> Result<InstanceStats, AppError> {
         let view = self.find(wanted, Prefixes::Accepted)?;
         let usage = self.0.host.usage(&view.intent.id).await?;
-        Ok(warren_api::convert::stats(&view.intent, &usage))
+        Ok(warren_api::stats::of(&view.intent, &usage))
     }
 
     /// The host's resources and who was promised what.
@@ -281,8 +287,23 @@ impl App {
         }
     }
 
-    /// Metrics in the OpenMetrics text format.
-    pub fn metrics_text(&self) -> String {
+    /// What running instances use, as far as it is known within [`USAGE_PATIENCE`].
+    async fn usage_of_running(&self) -> Vec<InstanceStats> {
+        let running = self.0.board.all().into_iter();
+        let running = running.filter(|view| view.status.state.name() == StateName::Running);
+        let asked = running.map(async |view| {
+            let usage = self.0.host.usage(&view.intent.id).await.ok()?;
+            Some(warren_api::stats::of(&view.intent, &usage))
+        });
+        let known = stream::iter(asked).buffer_unordered(USAGE_AT_ONCE);
+        let in_time = known.take_until(self.0.clock.sleep(USAGE_PATIENCE));
+        in_time.filter_map(std::future::ready).collect().await
+    }
+
+    /// Metrics in the OpenMetrics text format. An instance whose guest is silent is in them with what the host knows, or, where
+    /// there are too many of that kind, not at all.
+    pub async fn metrics_text(&self) -> String {
+        let usage = self.usage_of_running().await;
         let states = self
             .0
             .board
@@ -294,6 +315,7 @@ impl App {
             pulls: self.jobs_running(),
             operations: self.operations_under_way(),
             starts: self.starts_under_way(),
+            usage,
         })
     }
 }

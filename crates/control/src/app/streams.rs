@@ -10,7 +10,7 @@ use warren_core::admission::{Admission, Operation, admit};
 use warren_core::event::Event as CoreEvent;
 use warren_core::id::Prefixes;
 use warren_core::instance::ENV_BYTES;
-use warren_core::ports::host_link::{ExecCommand, ExecSession, LogLine, LogQuery};
+use warren_core::ports::host_link::{ExecCommand, ExecSession, Follow, LogLine, LogQuery, Program};
 use warren_core::ports::store::{Change, Revision};
 use warren_core::state::StateName;
 
@@ -24,11 +24,16 @@ pub enum EventStreamItem {
 }
 
 /// What the kernel can take for a program and its environment.
-fn check_command(command: &ExecCommand) -> Result<(), &'static str> {
-    if command.command.first().is_none_or(String::is_empty) {
-        return Err("command must name a program");
-    }
-    let texts = command.command.iter().chain(command.env.values());
+pub(super) fn check_command(command: &ExecCommand) -> Result<(), &'static str> {
+    let words = match &command.program {
+        Program::Command(words) if words.first().is_none_or(String::is_empty) => {
+            return Err("command must name a program");
+        }
+        Program::Command(words) => words.as_slice(),
+        Program::LoginShell(script) => script.as_slice(),
+        Program::FileServer => &[],
+    };
+    let texts = words.iter().chain(command.env.values());
     let is_no_name = |name: &String| name.is_empty() || name.contains(['=', '\0']);
     if texts.clone().any(|text| text.contains('\0')) || command.env.keys().any(is_no_name) {
         return Err("command and env may contain no NUL, and env no empty name or '='");
@@ -41,17 +46,33 @@ fn check_command(command: &ExecCommand) -> Result<(), &'static str> {
 }
 
 impl App {
-    /// Log lines of an instance.
+    /// Log lines of an instance. Following ends where the period does.
     ///
     /// # Errors
     /// Missing or ambiguous; the host's errors.
     pub async fn logs(
         &self,
         wanted: &str,
-        query: LogQuery,
+        mut query: LogQuery,
     ) -> Result<BoxStream<'static, LogLine>, AppError> {
         let view = self.find(wanted, Prefixes::Accepted)?;
-        Ok(self.0.host.logs(&view.intent.id, query).await?)
+        // How long it can be followed: not at all where it is over.
+        let left = query.period.until.map(|until| {
+            let left = until - self.0.clock.now();
+            Duration::try_from(left).unwrap_or(Duration::ZERO)
+        });
+        if left == Some(Duration::ZERO) {
+            query.follow = Follow::No;
+        }
+        let lines = self.0.host.logs(&view.intent.id, query).await?;
+        Ok(match (query.follow, left) {
+            (Follow::Yes, Some(left)) => {
+                let app = self.clone();
+                let over = async move { app.0.clock.sleep(left).await };
+                lines.take_until(over).boxed()
+            }
+            (Follow::Yes, None) | (Follow::No, _) => lines,
+        })
     }
 
     /// Events from after `after`, or from now on; without end.
@@ -151,13 +172,19 @@ impl App {
             Waiting::Done(view) | Waiting::TimedOut(view) => view,
             Waiting::Gone => return Err(AppError::no_instance(wanted)),
         };
-        match admit(
-            Operation::Exec,
-            view.status.state.name(),
-            view.intent.desired,
-        ) {
-            Admission::Refuse(refusal) => Err(refusal.into()),
-            Admission::Accept | Admission::AlreadySo => Ok(view),
-        }
+        admitted(view)
+    }
+
+    /// An instance in which a command can run without any wait.
+    pub(super) fn running_now(&self, wanted: &str) -> Result<View, AppError> {
+        admitted(self.find(wanted, Prefixes::Accepted)?)
+    }
+}
+
+fn admitted(view: View) -> Result<View, AppError> {
+    let state = view.status.state.name();
+    match admit(Operation::Exec, state, view.intent.desired) {
+        Admission::Refuse(refusal) => Err(refusal.into()),
+        Admission::Accept | Admission::AlreadySo => Ok(view),
     }
 }

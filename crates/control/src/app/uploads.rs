@@ -16,6 +16,8 @@ use warren_core::ports::images::LoadRequest;
 
 /// How many bytes are written between two looks at the disk.
 const CHECK_EVERY: u64 = 64 << 20;
+/// Bytes of an upload that are written at a time.
+const WRITTEN_TOGETHER: usize = 1 << 20;
 /// A client that sends nothing for this long has gone.
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -105,7 +107,9 @@ impl App {
             .tempfile_in(&directory)
             .map_err(failed)?;
         let (file, path) = named.into_parts();
-        let mut file = tokio::fs::File::from_std(file);
+        // What comes in small pieces is written in large ones: each is a turn of a thread of its own.
+        let mut file =
+            tokio::io::BufWriter::with_capacity(WRITTEN_TOGETHER, tokio::fs::File::from_std(file));
         let (mut written, mut since_check) = (0u64, 0u64);
         loop {
             let chunk = match tokio::time::timeout(SILENCE, body.next()).await {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 use warren_core::ports::host_link::{
-    ExecCommand, ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream,
+    ExecCommand, ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream, Program,
 };
 
 /// Where a command starts when nothing is said.
@@ -96,7 +96,7 @@ fn command(request: ExecuteCommandRequest) -> Result<ExecCommand, Status> {
         }
     };
     Ok(ExecCommand {
-        command: request.command,
+        program: Program::Command(request.command),
         env: request.env,
         working_dir: Some(match request.working_dir {
             dir if dir.is_empty() => HOME.to_owned(),

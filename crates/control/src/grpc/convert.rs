@@ -116,6 +116,7 @@ pub(super) fn creation(request: CreateVmRequest) -> Result<CreateInstanceRequest
         env: request.env_vars,
         port_mappings: ports(&request.ports)?,
         labels,
+        ssh_keys: request.ssh_keys,
         // Images of systems have a shell as their command. It waits for input that does not come.
         open_stdin: Some(true),
         stop_grace_seconds: Some(STOP_SECONDS),

@@ -41,8 +41,7 @@ pub(super) async fn wrap(State(gate): State<Gate>, request: Request, next: Next)
     let route = path
         .strip_prefix(SERVICE)
         .filter(|method| scope(method).is_some())
-        .map_or("other", |_| path)
-        .to_owned();
+        .map_or("other", |_| path);
     let envelope = Envelope::new(&request, route);
     let answered = envelope.answer(request, next).await;
     let mut response = answered.unwrap_or_else(|| refused(Status::internal(PANICKED)));

@@ -2,7 +2,6 @@
 
 use super::caller::{Caller, user_of};
 use super::convert::{self, STATUSES, status_of};
-use super::keys::AuthorizedKeys;
 use super::refusal::{self, invalid};
 use super::wire::{
     CreateVmRequest, DeleteVmRequest, ListVMsRequest, ListVMsResponse, StopVmRequest,
@@ -25,7 +24,6 @@ pub(super) async fn create(
     caller: &Caller,
     request: CreateVmRequest,
 ) -> Result<VmResponse, Status> {
-    let keys = AuthorizedKeys::new(&request.ssh_keys)?;
     let mut request = convert::creation(request)?;
     caller.must_be(&request.labels[super::caller::USER])?;
     let network = app.network_choice().await?;
@@ -54,7 +52,6 @@ pub(super) async fn create(
         }
         made => made?,
     };
-    keys.put_into(app, &view).await?;
     Ok(convert::response(
         &view,
         match network {

@@ -96,8 +96,7 @@ pub(super) async fn logs(
         let query = LogQuery {
             source,
             tail: wanted.tail.map(u64::from),
-            after: None,
-            follow: Follow::No,
+            ..LogQuery::default()
         };
         kept.push(app.logs(&id, query).await?);
     }
@@ -194,9 +193,9 @@ async fn what_comes(app: App, id: String, seen: [Option<u64>; 3], wanted: Wanted
     for ((source, name), after) in SOURCES.into_iter().zip(seen) {
         let query = LogQuery {
             source,
-            tail: None,
             after,
             follow: Follow::Yes,
+            ..LogQuery::default()
         };
         match app.logs(&id, query).await {
             Ok(lines) => all.push(lines.map(move |line| (line, name))),

@@ -9,7 +9,6 @@ mod connect;
 mod convert;
 mod envelope;
 mod files;
-mod keys;
 mod lifecycle;
 mod logs;
 mod refusal;

@@ -105,6 +105,7 @@ mod tests {
             memory_utilization_ratio: None,
             guest_memory_used_bytes: Some(100 << 20),
             disk_bytes: 1,
+            guest: None,
         }
     }
 

@@ -15,19 +15,19 @@ use std::net::SocketAddr;
 use warren_api::{Code, Problem, problem::MEDIA_TYPE};
 
 pub(super) async fn wrap(State(http): State<Http>, request: Request, next: Next) -> Response {
-    let path = request.uri().path().to_owned();
+    let uri = request.uri().clone();
     let route = request.extensions().get::<MatchedPath>();
-    let route = route.map_or("other", |route| route.as_str()).to_owned();
+    let route = route.map_or("other", |route| route.as_str());
     let envelope = Envelope::new(&request, route);
     let answered = envelope.answer(request, next).await;
     let mut response =
         answered.unwrap_or_else(|| Failure::new(Code::Internal, PANICKED).into_response());
-    let is_registry = registry::is_ours(&path);
+    let is_registry = registry::is_ours(uri.path());
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         if is_registry {
             registry::write_problem(&mut response, &problem);
         } else {
-            write_problem(&mut response, problem.at(path));
+            write_problem(&mut response, problem.at(uri.path()));
         }
     }
     if is_registry {

@@ -2,6 +2,7 @@
 //! does not read cannot hold up what it writes.
 
 use super::Http;
+use super::execs::seconds;
 use super::extract::{Id, Params, bad_query};
 use super::reply::{Failure, Reply};
 use super::websocket::{BRIEF, PING, SILENCE, first_frame, stopping, upgrade};
@@ -19,7 +20,7 @@ use warren_api::exec::{ExecControl, ExecExit, StdinControl, streams};
 use warren_api::{Code, ErrorDetail, ExecStart, Problem};
 use warren_core::PortError;
 use warren_core::ports::host_link::{
-    ExecCommand, ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream,
+    ExecCommand, ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream, Program,
 };
 
 /// Frames of output are cut to this.
@@ -27,24 +28,36 @@ const OUTPUT_FRAME: usize = 64 << 10;
 /// The longest wait for an instance to run.
 const LONGEST_PATIENCE: u64 = 600;
 /// What a terminal is where nobody says.
-const USUAL_TERMINAL: (u16, u16) = (24, 80);
+pub(super) const USUAL_TERMINAL: (u16, u16) = (24, 80);
 /// The exit code of a command that could not be run for reasons of its instance.
 const CANNOT_RUN: i32 = 126;
 
 /// Whether stdout and stderr can be told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outputs {
+pub(super) enum Outputs {
     Merged,
     /// The first byte of each binary frame is the stream.
     Separate,
 }
 
-fn outputs(params: &mut Params) -> Result<Outputs, Failure> {
+pub(super) fn outputs(params: &mut Params) -> Result<Outputs, Failure> {
     match params.one("stderr")?.as_deref() {
         None | Some("merged") => Ok(Outputs::Merged),
         Some("separate") => Ok(Outputs::Separate),
         Some(_) => Err(bad_query("stderr", "must be merged or separate")),
     }
+}
+
+/// The terminal's size in a query, where it has one.
+pub(super) fn terminal_of(params: &mut Params) -> Result<Option<(u16, u16)>, Failure> {
+    let rows = params.parsed::<u16>("rows", "a number of rows")?;
+    let columns = params.parsed::<u16>("cols", "a number of columns")?;
+    Ok((rows.is_some() || columns.is_some()).then(|| {
+        (
+            rows.unwrap_or(USUAL_TERMINAL.0),
+            columns.unwrap_or(USUAL_TERMINAL.1),
+        )
+    }))
 }
 
 /// Run a command in an instance
@@ -89,15 +102,8 @@ pub(super) async fn attach(
     socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Reply {
     let outputs = outputs(&mut params)?;
-    let rows = params.parsed::<u16>("rows", "a number of rows")?;
-    let columns = params.parsed::<u16>("cols", "a number of columns")?;
+    let terminal = terminal_of(&mut params)?;
     params.finish()?;
-    let terminal = (rows.is_some() || columns.is_some()).then(|| {
-        (
-            rows.unwrap_or(USUAL_TERMINAL.0),
-            columns.unwrap_or(USUAL_TERMINAL.1),
-        )
-    });
     let view = http.app.check_exec(&id)?;
     let id = view.intent.id.to_string();
     let app = http.app.clone();
@@ -124,7 +130,7 @@ async fn run_exec(app: App, id: String, mut socket: WebSocket, outputs: Outputs)
 fn command(start: ExecStart) -> (ExecCommand, Duration) {
     let patience = start.wait_for_agent.unwrap_or(0).min(LONGEST_PATIENCE);
     let command = ExecCommand {
-        command: start.command,
+        program: Program::Command(start.command),
         env: start.env,
         working_dir: start.cwd.filter(|dir| !dir.is_empty()),
         user: start.user.filter(|user| !user.is_empty()),
@@ -134,15 +140,12 @@ fn command(start: ExecStart) -> (ExecCommand, Duration) {
                 start.cols.unwrap_or(USUAL_TERMINAL.1),
             )
         }),
-        timeout: start
-            .timeout
-            .filter(|seconds| *seconds > 0)
-            .map(|seconds| Duration::from_secs(seconds.min(7 * 86_400))),
+        timeout: seconds(start.timeout),
     };
     (command, Duration::from_secs(patience))
 }
 
-async fn relay(
+pub(super) async fn relay(
     app: &App,
     socket: WebSocket,
     session: Result<ExecSession, AppError>,

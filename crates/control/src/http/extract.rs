@@ -185,6 +185,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     }
 }
 
+/// `{id}` of the path, and the name of something that belongs to it.
+pub(super) struct Part(pub(super) String, pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Part {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let Path((id, part)) = Path::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|e| bad_path(&e))?;
+        Ok(Part(check_id_length(id)?, check_id_length(part)?))
+    }
+}
+
 /// A reference with slashes that came unescaped.
 pub(super) struct LongId(pub(super) String);
 

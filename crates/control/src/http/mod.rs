@@ -4,6 +4,7 @@
 mod copy;
 mod envelope;
 mod exec;
+mod execs;
 mod extract;
 mod images;
 mod instances;
@@ -13,6 +14,7 @@ mod registry;
 mod reply;
 mod spec;
 mod sse;
+mod ssh;
 mod system;
 mod unserved;
 mod upkeep;
@@ -70,7 +72,12 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(sse::logs))
         .routes(routes!(exec::exec))
         .routes(routes!(exec::attach))
+        .routes(routes!(execs::list, execs::start))
+        .routes(routes!(execs::get, execs::remove))
+        .routes(routes!(execs::attach))
         .routes(routes!(copy::stat))
+        .routes(routes!(ssh::ssh))
+        .routes(routes!(ssh::host_key))
         .routes(routes!(copy::copy))
         .routes(routes!(images::list, images::create))
         .routes(routes!(images::load))

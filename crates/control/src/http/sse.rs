@@ -14,12 +14,14 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 use std::fmt::Write;
 use std::time::Duration;
+use time::format_description::well_known::Rfc3339;
 use warren_api::event::RESET;
 use warren_api::image::events as image_events;
 use warren_api::push::PUSH;
 use warren_api::sse::END;
 use warren_api::{Code, LogEntry};
-use warren_core::ports::host_link::{Follow, LogQuery, LogSource};
+use warren_core::Timestamp;
+use warren_core::ports::host_link::{Follow, LogPeriod, LogQuery, LogSource};
 
 /// Proxies and clients give up on silence.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -169,6 +171,19 @@ fn flag(params: &mut Params, name: &str) -> Result<bool, Failure> {
     }
 }
 
+fn time(params: &mut Params, name: &str) -> Result<Option<Timestamp>, Failure> {
+    let Some(text) = params.one(name)? else {
+        return Ok(None);
+    };
+    match Timestamp::parse(&text, &Rfc3339) {
+        Ok(time) => Ok(Some(time)),
+        Err(_) => Err(bad_query(
+            name,
+            "must be a time, such as 2026-01-31T12:00:00Z",
+        )),
+    }
+}
+
 /// Read or follow an instance's logs
 ///
 /// One event per line; the data is the line, or with `format=json` the line with its time and stream.
@@ -176,6 +191,8 @@ fn flag(params: &mut Params, name: &str) -> Result<bool, Failure> {
     params(("id" = String, Path, description = "Id, name or prefix"),
         ("follow" = Option<bool>, Query, description = "Stay for more"),
         ("tail" = Option<u64>, Query, maximum = 1000000, description = "Only the last so many lines"),
+        ("since" = Option<String>, Query, format = DateTime, description = "Only lines that were written at this time or later"),
+        ("until" = Option<String>, Query, format = DateTime, description = "Only lines that were written before this time; following ends then"),
         ("source" = Option<String>, Query, pattern = "^(workload|app|console|vmm)$", description = "The workload (`workload`, `app`), the serial `console`, or the `vmm`"),
         ("format" = Option<String>, Query, pattern = "^(text|json)$", description = "What the data is"),
         ("Last-Event-ID" = Option<String>, Header, pattern = "^[0-9]{1,15}$", description = "Go on after this line")),
@@ -189,6 +206,10 @@ pub(super) async fn logs(
     let after = last_event_id(&headers)?;
     let follow = flag(&mut params, "follow")?;
     let tail = params.parsed::<u64>("tail", "a number of lines")?;
+    let period = LogPeriod {
+        since: time(&mut params, "since")?,
+        until: time(&mut params, "until")?,
+    };
     let source = match params.one("source")? {
         None => LogSource::default(),
         Some(text) => source(&text)
@@ -205,6 +226,7 @@ pub(super) async fn logs(
         // Where a reader goes on, it has had its tail.
         tail: tail.filter(|_| after.is_none()),
         after,
+        period,
         follow: if follow { Follow::Yes } else { Follow::No },
     };
     let lines = http.app.logs(&id, query).await?;

@@ -42,7 +42,7 @@ pub(super) async fn metrics(State(http): State<Http>, _: NoParams) -> Reply {
             header::CONTENT_TYPE,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
         )],
-        http.app.metrics_text(),
+        http.app.metrics_text().await,
     )
         .into_response())
 }

@@ -1,7 +1,7 @@
 //! What comes piece by piece: logs, pulls, events; and how it goes on where it broke off.
 
 use super::*;
-use warren_api::client::{EventItem, LoadSource, LogsQuery};
+use warren_api::client::{EventItem, LoadContent, LoadSource, LogsQuery};
 use warren_api::image::ImageEvent;
 use warren_api::{CreateImageRequest, EventType};
 use warren_core::ports::host_link::{Follow, LogLine, OutputStream};
@@ -37,7 +37,7 @@ async fn logs_and_pulls_stream() {
     let file = server._spool.path().join("upload.tar");
     std::fs::write(&file, b"archive").unwrap();
     let source = LoadSource {
-        path: file,
+        content: LoadContent::File(file),
         name: Some("loaded:1".into()),
         id: None,
     };

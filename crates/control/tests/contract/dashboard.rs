@@ -64,7 +64,9 @@ async fn every_query_of_the_dashboard_has_an_answer() {
             asked.insert(name);
         }
         // Labels by which it sums or chooses.
-        for label in ["kind", "method", "outcome", "route", "state", "status"] {
+        for label in [
+            "kind", "method", "name", "outcome", "route", "state", "status",
+        ] {
             if words(query).any(|word| word == label) {
                 let has = |line: &str| {
                     words(query).any(|name| {

@@ -9,6 +9,7 @@ mod access;
 mod bundle;
 mod commits;
 mod dashboard;
+mod execs;
 mod files;
 mod grpc;
 mod images;

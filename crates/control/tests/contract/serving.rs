@@ -44,6 +44,72 @@ async fn logs_resume_after_the_last_event() {
 }
 
 #[tokio::test]
+async fn logs_are_of_the_period_that_was_asked_for() {
+    let world = world().await;
+    world
+        .make(json!({"id": "logs", "name": "l", "image": "busybox"}))
+        .await;
+    let all = world.get("/instances/logs/logs?format=json").await;
+    let times: Vec<String> = all
+        .text
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .map(|line| line["at"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(times.len() == 10 && times[3] < times[4], "{times:?}");
+    let count = async |query: &str| {
+        let answer = world.get(&format!("/instances/logs/logs?{query}")).await;
+        assert_eq!(answer.status, 200, "{query}: {}", answer.text);
+        answer.text.matches("data: line ").count()
+    };
+    assert_eq!(count(&format!("since={}", times[3])).await, 7);
+    assert_eq!(count(&format!("until={}", times[3])).await, 3);
+    let both = format!("since={}&until={}", times[3], times[7]);
+    assert_eq!(count(&both).await, 4);
+    assert_eq!(count(&format!("{both}&tail=1")).await, 1);
+    // What is over is not waited for.
+    assert_eq!(count(&format!("{both}&follow=true")).await, 4);
+    for wrong in ["since=10m", "until=2026-01-31", "since=0"] {
+        world
+            .get(&format!("/instances/logs/logs?{wrong}"))
+            .await
+            .problem(400, "invalid_query");
+    }
+}
+
+#[tokio::test]
+async fn what_instances_use_is_told_of_one_and_of_all() {
+    let world = world().await;
+    for name in ["here", "gone"] {
+        let body = json!({"id": name, "name": name, "image": "busybox"});
+        world.make(body).await;
+    }
+    let stats = world.get("/instances/here/stats").await.json();
+    assert_eq!(stats["guest_memory_used_bytes"], 28 << 20, "{stats}");
+    assert_eq!(stats["guest"]["disk_written_bytes"], 5 << 20, "{stats}");
+    assert_eq!(stats["guest"]["tasks"], 7, "{stats}");
+    let metrics = world.get("/metrics").await.text;
+    for line in [
+        "warren_instance_cpu_seconds_total{id=\"here\",name=\"here\"} 1.5",
+        "warren_instance_guest_cpu_seconds_total{id=\"here\",name=\"here\"} 1.25",
+        "warren_instance_guest_disk_written_bytes_total{id=\"here\",name=\"here\"} 5242880",
+        "warren_instance_guest_memory_used_bytes{id=\"here\",name=\"here\"} 29360128",
+        "warren_instance_guest_tasks{id=\"here\",name=\"here\"} 7",
+        "warren_instance_memory_resident_bytes{id=\"gone\",name=\"gone\"} 67108864",
+    ] {
+        assert!(metrics.lines().any(|one| one == line), "{line}: {metrics}");
+    }
+    assert_eq!(metrics.matches("# EOF").count(), 1);
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    // A name says nothing of what is not there.
+    world.call("DELETE", "/instances/gone", None).await;
+    let metrics = world.get("/metrics").await.text;
+    assert!(metrics.contains("name=\"here\""), "{metrics}");
+    assert!(!metrics.contains("name=\"gone\""), "{metrics}");
+}
+
+#[tokio::test]
 async fn a_host_that_refuses_gets_it_later_and_a_restart_loses_nothing() {
     let world = world().await;
     *world.host.refuse_applies.lock().unwrap() = 3;

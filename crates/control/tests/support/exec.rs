@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use warren_core::PortError;
 use warren_core::ports::host_link::{
-    ExecCommand, ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream,
+    ExecCommand, ExecInput, ExecOutput, ExecSession, ExecSink, OutputStream, Program,
 };
 
 struct Input(mpsc::Sender<ExecInput>);
@@ -22,13 +22,22 @@ impl ExecSink for Input {
     }
 }
 
-/// `cat` gives back what it gets; anything else says its words on both outputs and ends with 3.
+/// `cat` gives back what it gets; anything else says its words on both outputs and ends with 3. A login shell's script is
+/// such words.
 pub(super) fn session(command: ExecCommand) -> ExecSession {
+    let words = match command.program {
+        Program::Command(words) => words,
+        Program::LoginShell(script) => {
+            let script = script.unwrap_or_else(|| "cat".to_owned());
+            script.split_whitespace().map(str::to_owned).collect()
+        }
+        Program::FileServer => vec!["cat".to_owned()],
+    };
     let (input, mut inputs) = mpsc::channel(4);
     let (outputs, output) = mpsc::channel(4);
     tokio::spawn(async move {
         let data = |stream, text: String| Ok(ExecOutput::Data(stream, Bytes::from(text)));
-        let code = if command.command == ["cat"] {
+        let code = if words == ["cat"] {
             loop {
                 let said = match inputs.recv().await {
                     None => return,
@@ -46,7 +55,7 @@ pub(super) fn session(command: ExecCommand) -> ExecSession {
                 }
             }
         } else {
-            let words = command.command.join(" ");
+            let words = words.join(" ");
             let _ = outputs.send(data(OutputStream::Stdout, words)).await;
             let _ = outputs
                 .send(data(OutputStream::Stderr, "oops".into()))

@@ -9,11 +9,11 @@ use warren_core::host::HostReport;
 use warren_core::image::ImageRecord;
 use warren_core::instance::{InstanceIntent, InstanceStatus};
 use warren_core::ports::host_link::{
-    ExecCommand, ExecSession, Follow, HostImages, HostLink, HostUpkeep, LogLine, LogQuery,
-    RECORD_IN_DOUBT, Usage,
+    ExecCommand, ExecSession, Follow, GuestUsage, HostImages, HostLink, HostUpkeep, LogLine,
+    LogQuery, Program, RECORD_IN_DOUBT, Usage,
 };
 use warren_core::ports::network::AttachmentSpec;
-use warren_core::ports::{BoxStream, GuestFiles};
+use warren_core::ports::{BoxStream, GuestCommands, GuestFiles, GuestSockets};
 use warren_core::storage::{HostStorage, ImageUsage, ImagesUsage, InstanceStorage};
 use warren_core::{InstanceId, PortError};
 
@@ -84,6 +84,7 @@ impl HostLink for Host {
         let mut lines: Vec<LogLine> = Self::lock(&self.logs)
             .iter()
             .filter(|line| query.after.is_none_or(|after| line.seq > after))
+            .filter(|line| query.period.contains(line.at))
             .cloned()
             .collect();
         if let Some(tail) = query.tail {
@@ -109,7 +110,7 @@ impl HostLink for Host {
         terminal: Option<(u16, u16)>,
     ) -> Result<ExecSession, PortError> {
         Ok(session(ExecCommand {
-            command: vec!["cat".into()],
+            program: Program::Command(vec!["cat".into()]),
             terminal,
             ..ExecCommand::default()
         }))
@@ -119,6 +120,15 @@ impl HostLink for Host {
         Ok(Usage {
             cpu_seconds: 1.5,
             memory_rss: 64 << 20,
+            guest: Some(GuestUsage {
+                cpu_seconds: 1.25,
+                memory_total: 128 << 20,
+                memory_available: 100 << 20,
+                disk_read: 3 << 20,
+                disk_written: 5 << 20,
+                tasks: 7,
+                ..GuestUsage::default()
+            }),
             ..Usage::default()
         })
     }
@@ -164,6 +174,14 @@ impl HostLink for Host {
     }
 
     fn files(&self) -> &dyn GuestFiles {
+        self
+    }
+
+    fn commands(&self) -> &dyn GuestCommands {
+        self
+    }
+
+    fn sockets(&self) -> &dyn GuestSockets {
         self
     }
 

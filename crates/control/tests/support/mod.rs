@@ -6,12 +6,14 @@
 //! - anything else: runs until it is stopped.
 
 mod clock;
+mod commands;
 mod exec;
 mod files;
 mod images;
 mod life;
 mod link;
 mod registry;
+mod sockets;
 mod upkeep;
 
 pub(crate) use clock::TestClock;
@@ -24,6 +26,7 @@ use warren_core::image::{ImageConfig, ImageRecord};
 use warren_core::instance::{InstanceIntent, InstanceStatus};
 use warren_core::inventory::Item;
 use warren_core::network::Subnet;
+use warren_core::ports::guest_commands::DetachedCommand;
 use warren_core::ports::host_link::{LogLine, OutputStream};
 use warren_core::ports::hypervisor::{Accelerator, HypervisorKind, HypervisorReport};
 use warren_core::{InstanceId, MemoryMib, Timestamp};
@@ -35,6 +38,7 @@ pub(crate) struct Host {
     changes: broadcast::Sender<InstanceStatus>,
     images: Mutex<Vec<ImageRecord>>,
     pub(crate) tree: Mutex<files::Tree>,
+    commands: Mutex<Vec<(InstanceId, DetachedCommand)>>,
     pub(crate) taken_ports: Mutex<BTreeSet<u16>>,
     pub(crate) logs: Mutex<Vec<LogLine>>,
     pub(crate) applied: Mutex<usize>,
@@ -86,12 +90,13 @@ impl Host {
                 image("busybox", "localhost:5000/team/busybox:latest"),
             ]),
             tree: Mutex::new(files::beginning()),
+            commands: Mutex::default(),
             taken_ports: Mutex::default(),
             logs: Mutex::new(
                 (1..=10)
                     .map(|seq| LogLine {
                         seq,
-                        at: now(),
+                        at: now() - std::time::Duration::from_secs(100 - seq),
                         stream: OutputStream::Stdout,
                         text: format!("line {seq}"),
                     })

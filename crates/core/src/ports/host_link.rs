@@ -4,11 +4,12 @@
 
 use super::BoxStream;
 use super::commits::CommitRequest;
+use super::guest_commands::GuestCommands;
 use super::guest_files::GuestFiles;
+use super::guest_sockets::GuestSockets;
 use super::images::{LoadRequest, PruneRequest, PullRequest, PushRequest, Pushed};
 use super::outlet::ImageOutlet;
 use super::registry::Registry;
-use crate::PortError;
 use crate::host::HostReport;
 use crate::id::{Handle, InstanceId};
 use crate::image::{ImageProgress, ImageRecord};
@@ -16,6 +17,7 @@ use crate::instance::{InstanceIntent, InstanceStatus};
 use crate::inventory::Item;
 use crate::ports::network::AttachmentSpec;
 use crate::storage::{HostStorage, Pruned, Repair, Verification};
+use crate::{PortError, Timestamp};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -39,12 +41,31 @@ pub enum LogSource {
 pub struct LogQuery {
     /// Which output.
     pub source: LogSource,
-    /// Only the last so many lines; all that is kept when absent.
+    /// Only the last so many lines of those that are asked for otherwise; all that is kept when absent.
     pub tail: Option<u64>,
     /// Only what came after this sequence number (exclusive).
     pub after: Option<u64>,
+    /// Only what was written at these times.
+    pub period: LogPeriod,
     /// Whether to stay and wait for more.
     pub follow: Follow,
+}
+
+/// A span of time; without bounds, all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogPeriod {
+    /// From then on (inclusive).
+    pub since: Option<Timestamp>,
+    /// Up to then (exclusive).
+    pub until: Option<Timestamp>,
+}
+
+impl LogPeriod {
+    /// Whether what was written at this time is within it.
+    #[must_use]
+    pub fn contains(&self, at: Timestamp) -> bool {
+        self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until)
+    }
 }
 
 /// Whether a stream stays open at its end.
@@ -81,14 +102,32 @@ pub struct LogLine {
     pub text: String,
 }
 
+/// What is to be run in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// A program and its arguments.
+    Command(Vec<String>),
+    /// The user's own shell in the user's home, as at a login; with something to run, or interactive.
+    LoginShell(Option<String>),
+    /// An SFTP server with the user's rights, in the user's home.
+    FileServer,
+}
+
+impl Default for Program {
+    fn default() -> Self {
+        Program::Command(Vec::new())
+    }
+}
+
 /// A command to run in a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCommand {
-    /// Program and arguments.
-    pub command: Vec<String>,
+    /// What to run.
+    pub program: Program,
     /// Added to the workload's environment.
     pub env: std::collections::BTreeMap<String, String>,
-    /// The workload's when absent.
+    /// The program's own when absent: the workload's for a command.
     pub working_dir: Option<String>,
     /// The workload's when absent.
     pub user: Option<String>,
@@ -154,14 +193,46 @@ pub struct Usage {
     pub memory_rss: u64,
     /// Virtual memory of the VMM, bytes.
     pub memory_vms: u64,
-    /// Memory in use inside the guest, bytes; absent while the guest cannot be asked.
-    pub guest_memory_used: Option<u64>,
+    /// What the guest says; absent while it cannot be asked.
+    pub guest: Option<GuestUsage>,
     /// Bytes received by the guest.
     pub network_received: u64,
     /// Bytes sent by the guest.
     pub network_sent: u64,
     /// Bytes its writable disk takes on the host.
     pub disk: u64,
+}
+
+/// Resources as a guest counts them, since its boot. Whoever may do anything in it may make it lie: only what is shown to its
+/// owner may come of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestUsage {
+    /// How long it has been up, seconds.
+    pub uptime_seconds: f64,
+    /// Time that its processors were not idle, seconds.
+    pub cpu_seconds: f64,
+    /// Memory that its kernel manages, bytes.
+    pub memory_total: u64,
+    /// Memory that could be had without swapping, bytes.
+    pub memory_available: u64,
+    /// Size of its writable file system, bytes.
+    pub disk_total: u64,
+    /// Space that is left on it, bytes.
+    pub disk_free: u64,
+    /// Bytes read from its disks.
+    pub disk_read: u64,
+    /// Bytes written to its disks.
+    pub disk_written: u64,
+    /// Processes and threads.
+    pub tasks: u32,
+}
+
+impl GuestUsage {
+    /// Memory in use, bytes.
+    #[must_use]
+    pub fn memory_used(&self) -> u64 {
+        self.memory_total.saturating_sub(self.memory_available)
+    }
 }
 
 /// What a pull, load or commit reports: progress, then one result.
@@ -229,6 +300,10 @@ pub trait HostLink: Send + Sync {
     fn images(&self) -> &dyn HostImages;
     /// The files of its guests.
     fn files(&self) -> &dyn GuestFiles;
+    /// The commands in its guests that nobody holds.
+    fn commands(&self) -> &dyn GuestCommands;
+    /// The sockets of its guests.
+    fn sockets(&self) -> &dyn GuestSockets;
     /// What is on the host, and what it remembers.
     fn upkeep(&self) -> &dyn HostUpkeep;
 }

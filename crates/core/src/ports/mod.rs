@@ -4,7 +4,9 @@
 
 pub mod clock;
 pub mod commits;
+pub mod guest_commands;
 pub mod guest_files;
+pub mod guest_sockets;
 pub mod host_link;
 pub mod hypervisor;
 pub mod images;
@@ -20,7 +22,9 @@ use std::path::PathBuf;
 
 pub use clock::Clock;
 pub use commits::Commits;
+pub use guest_commands::GuestCommands;
 pub use guest_files::GuestFiles;
+pub use guest_sockets::GuestSockets;
 pub use host_link::HostLink;
 pub use hypervisor::Hypervisor;
 pub use images::Images;

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,22 +13,25 @@ use tokio::time::timeout;
 use super::process::{self, Connection, Control, Input, Launch, Pipe, Process};
 use super::reaper::Reaper;
 use super::users::{self, User};
-use super::{capture, command, console, etc, freeze, mounts, network, stats, system};
+use super::{
+    capture, command, console, etc, freeze, login, mounts, network, sockets, stats, system,
+};
+use crate::authorized_keys;
 use crate::files::{self, Files};
 use crate::protocol::files::FileFault;
 use crate::protocol::{
-    BootConfig, ExecInput, ExecRequest, ExitReport, GuestStats, OutputStream, ReadyReport,
-    StdinMode, WorkloadConfig,
+    BootConfig, Endpoint, ExecInput, ExecRequest, ExitReport, GuestStats, ListenPlace,
+    OutputStream, Program, ReadyReport, StdinMode, WorkloadConfig,
 };
-use crate::serve::{ExecIo, Failure, Hold, HostPresence, LogStore, Machine, StatusCell};
+use crate::serve::{
+    BoxSocket, ExecIo, Failure, Hold, HostPresence, Listener, LogStore, Machine, StatusCell,
+};
 
 const ETC: &str = "/etc";
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
 /// A killed workload that is still there after this long is stuck in the kernel: the VM goes anyway.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a connection inside the guest may take.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Power {
@@ -173,6 +175,12 @@ impl AgentMachine {
             .await
             .map_err(|error| fail("mounts", error.to_string()))?;
         etc::write(Path::new(ETC), config).map_err(|error| fail("etc", error.to_string()))?;
+        if !config.authorized_keys.is_empty() {
+            let home = users::look_up(Path::new(ETC), "root").map(|root| root.home);
+            let home = home.unwrap_or_else(|_| "/root".to_owned());
+            authorized_keys::add(Path::new("/"), &home, &config.authorized_keys)
+                .map_err(|error| fail("authorized_keys", error.to_string()))?;
+        }
         let report = {
             let mut report = lock(&self.report);
             report.ready_millis = system::uptime_millis();
@@ -206,6 +214,7 @@ impl AgentMachine {
         };
         let launch = Launch {
             command: &workload.command,
+            name: None,
             env: process::environment(&[&workload.env], &user, &config.hostname, connection),
             working_dir: &workload.working_dir,
             user: &user,
@@ -255,7 +264,7 @@ impl AgentMachine {
         }
     }
 
-    fn start_command(&self, request: &ExecRequest) -> Result<Process, ExitReport> {
+    async fn start_command(&self, request: &ExecRequest) -> Result<Process, ExitReport> {
         let context = lock(&self.context).clone();
         let Some(Context { workload, hostname }) = context else {
             return Err(ExitReport::not_started(
@@ -270,14 +279,22 @@ impl AgentMachine {
             Some(terminal) => Connection::Terminal(terminal),
             None => Connection::Pipes(Input::Pipe),
         };
-        let env = [workload.env.as_slice(), request.env.as_slice()];
+        let home = match request.program {
+            Program::Command => String::new(),
+            Program::LoginShell { .. } | Program::FileServer => login::home(&user).await,
+        };
+        let program = login::program(request, &user, &home);
+        let env = [
+            workload.env.as_slice(),
+            program.env.as_slice(),
+            request.env.as_slice(),
+        ];
+        let working_dir = request.working_dir.as_deref().or(program.working_dir);
         let launch = Launch {
-            command: &request.command,
+            command: &program.command,
+            name: program.name.as_deref(),
             env: process::environment(&env, &user, &hostname, connection),
-            working_dir: request
-                .working_dir
-                .as_ref()
-                .unwrap_or(&workload.working_dir),
+            working_dir: working_dir.unwrap_or(&workload.working_dir),
             user: &user,
             connection,
         };
@@ -366,7 +383,7 @@ impl Machine for AgentMachine {
     }
 
     async fn exec(self: Arc<Self>, request: ExecRequest, mut io: ExecIo) -> (ExitReport, ExecIo) {
-        let mut process = match self.start_command(&request) {
+        let mut process = match self.start_command(&request).await {
             Ok(process) => process,
             Err(report) => return (report, io),
         };
@@ -400,13 +417,12 @@ impl Machine for AgentMachine {
             .map_err(|error| failed(format!("its root: {error}")))
     }
 
-    async fn connect(&self, address: IpAddr, port: u16) -> io::Result<tokio::net::TcpStream> {
-        timeout(
-            CONNECT_DEADLINE,
-            tokio::net::TcpStream::connect((address, port)),
-        )
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    async fn connect(&self, endpoint: Endpoint) -> io::Result<BoxSocket> {
+        sockets::connect(endpoint).await
+    }
+
+    async fn listen(&self, place: ListenPlace) -> io::Result<Listener> {
+        sockets::listen(place).await
     }
 }
 

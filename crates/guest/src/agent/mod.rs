@@ -18,6 +18,7 @@ mod commandline;
 mod console;
 mod etc;
 mod freeze;
+mod login;
 mod machine;
 mod modules;
 mod mounts;
@@ -27,6 +28,8 @@ mod port;
 mod power;
 mod process;
 mod reaper;
+mod sockets;
+mod spawn;
 mod stats;
 mod system;
 mod uevent;
@@ -42,6 +45,9 @@ use reaper::{Reaper, Scope};
 /// What the agent binary does. Returns only where it is not PID 1, with an exit code.
 #[must_use]
 pub fn run() -> i32 {
+    if std::env::args().nth(1).as_deref() == Some(login::FILE_SERVER) {
+        return login::serve_files();
+    }
     if std::process::id() != 1 {
         console::say_on_stderr(&format!(
             "warren-guest {}: this is PID 1 of a Warren microVM and does nothing elsewhere",

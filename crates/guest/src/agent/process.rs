@@ -1,14 +1,9 @@
 //! Starts processes as an image or an exec wants them, and moves bytes in and out of them.
-#![expect(
-    unsafe_code,
-    reason = "between fork and exec only plain system calls may be made"
-)]
+#![expect(unsafe_code, reason = "signals for which no library has a type")]
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::reaper::Reaper;
+use super::spawn::{ControllingTerminal, Program, spawn};
 use super::users::User;
 use crate::protocol::{ExitReport, ExitStatus, Terminal};
 
@@ -45,6 +41,8 @@ pub(super) enum Connection {
 #[derive(Debug)]
 pub(super) struct Launch<'a> {
     pub(super) command: &'a [String],
+    /// What it is to take for its own name; the program's when absent.
+    pub(super) name: Option<&'a str>,
     pub(super) env: Vec<(String, String)>,
     pub(super) working_dir: &'a str,
     pub(super) user: &'a User,
@@ -137,11 +135,6 @@ pub(super) fn start(launch: &Launch<'_>, reaper: &Reaper) -> Result<Process, Exi
             "a NUL byte or a bad name in arguments or environment",
         ));
     }
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .envs(launch.env.iter().map(|(name, value)| (name, value)));
     let directory = if launch.working_dir.is_empty() {
         "/"
     } else {
@@ -153,20 +146,24 @@ pub(super) fn start(launch: &Launch<'_>, reaper: &Reaper) -> Result<Process, Exi
             format!("no working directory {directory}"),
         ));
     }
-    command.current_dir(directory);
-    let wired = wire(&mut command, launch.connection)
-        .map_err(|error| fail("cannot connect the process", &error))?;
-    let user = launch.user.clone();
-    let has_terminal = matches!(launch.connection, Connection::Terminal(_));
-    // SAFETY: the closure runs in the child between fork and exec; it makes system calls only and touches
-    // no lock and no allocator. `user` was cloned before the fork.
-    unsafe { command.pre_exec(move || become_user(&user, has_terminal)) };
+    let (stdio, wired) =
+        wire(launch.connection).map_err(|error| fail("cannot connect the process", &error))?;
     let started = reaper.spawn(|| {
-        let child = command.spawn()?;
-        i32::try_from(child.id()).map_err(io::Error::other)
+        spawn(&Program {
+            command: launch.command,
+            name: launch.name,
+            env: &launch.env,
+            directory,
+            user: launch.user,
+            stdio: &stdio,
+            terminal: match launch.connection {
+                Connection::Terminal(_) => ControllingTerminal::Yes,
+                Connection::Pipes(_) => ControllingTerminal::No,
+            },
+        })
     });
     // Closes the child's ends in this process, so that its output can end.
-    drop(command);
+    drop(stdio);
     let (pid, exit) = started.map_err(|error| fail(&format!("exec {program}"), &error))?;
     Ok(Process {
         pid,
@@ -188,7 +185,8 @@ struct Wired {
     terminal: Option<Pipe>,
 }
 
-fn wire(command: &mut Command, connection: Connection) -> io::Result<Wired> {
+/// The ends of the process to be, and ours.
+fn wire(connection: Connection) -> io::Result<([OwnedFd; 3], Wired)> {
     match connection {
         Connection::Terminal(terminal) => {
             let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
@@ -198,68 +196,38 @@ fn wire(command: &mut Command, connection: Connection) -> io::Result<Wired> {
                 OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
             )?;
             tcsetwinsize(&master, winsize(terminal))?;
-            command
-                .stdin(slave.try_clone()?)
-                .stdout(slave.try_clone()?)
-                .stderr(slave);
+            let stdio = [slave.try_clone()?, slave.try_clone()?, slave];
             let master = Pipe::new(master)?;
-            Ok(Wired {
+            let wired = Wired {
                 stdin: Some(master.clone()),
                 stdout: master.clone(),
                 stderr: None,
                 terminal: Some(master),
-            })
+            };
+            Ok((stdio, wired))
         }
         Connection::Pipes(input) => {
-            let stdin = match input {
-                Input::Null => {
-                    command.stdin(Stdio::null());
-                    None
-                }
+            let (their_stdin, stdin) = match input {
+                Input::Null => (std::fs::File::open("/dev/null")?.into(), None),
                 Input::Pipe => {
                     let (theirs, ours) = io::pipe()?;
-                    command.stdin(theirs);
-                    Some(Pipe::new(ours.into())?)
+                    (theirs.into(), Some(Pipe::new(ours.into())?))
                 }
             };
             let (stdout, their_stdout) = io::pipe()?;
             let (stderr, their_stderr) = io::pipe()?;
-            command.stdout(their_stdout).stderr(their_stderr);
-            Ok(Wired {
+            let wired = Wired {
                 stdin,
                 stdout: Pipe::new(stdout.into())?,
                 stderr: Some(Pipe::new(stderr.into())?),
                 terminal: None,
-            })
+            };
+            Ok((
+                [their_stdin, their_stdout.into(), their_stderr.into()],
+                wired,
+            ))
         }
     }
-}
-
-/// In the child: a session of its own, its terminal, its user.
-fn become_user(user: &User, has_terminal: bool) -> io::Result<()> {
-    let check = |result: libc::c_int| {
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
-    };
-    // SAFETY: plain system calls; the group list is a valid slice of gid_t.
-    unsafe {
-        check(libc::setsid())?;
-        if has_terminal {
-            // A program run by a user who is not root must be able to open its own terminal.
-            check(libc::fchown(0, user.uid, libc::gid_t::MAX))?;
-            check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
-        }
-        // Tests run without the right to do this and as the user they ask for.
-        if libc::geteuid() == 0 {
-            check(libc::setgroups(user.groups.len(), user.groups.as_ptr()))?;
-            check(libc::setgid(user.gid))?;
-            check(libc::setuid(user.uid))?;
-        }
-    }
-    Ok(())
 }
 
 impl Process {
@@ -416,7 +384,9 @@ mod tests {
             uid: 0,
             gid: 0,
             groups: Vec::new(),
+            name: "root".to_owned(),
             home: "/".to_owned(),
+            shell: "/bin/sh".to_owned(),
         };
         let connection = Connection::Pipes(Input::Pipe);
         let env = environment(
@@ -428,6 +398,7 @@ mod tests {
         start(
             &Launch {
                 command,
+                name: None,
                 env,
                 working_dir: "/",
                 user: &user,

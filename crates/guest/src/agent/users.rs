@@ -10,8 +10,14 @@ pub(super) struct User {
     pub(super) gid: u32,
     /// Supplementary groups; empty when the image names a group.
     pub(super) groups: Vec<u32>,
+    /// Its number where the image has no name for it.
+    pub(super) name: String,
     pub(super) home: String,
+    /// What it logs in to; never empty.
+    pub(super) shell: String,
 }
+
+const SHELL: &str = "/bin/sh";
 
 /// The image does not know this user or group.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -47,10 +53,12 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, UserError> {
             .find(|fields| fields.len() >= 6 && matches(fields))
     };
     let found = line(&|fields| fields[0] == user).or_else(|| line(&|fields| fields[2] == user));
-    let (name, uid, gid, home) = match &found {
+    let (name, uid, gid, home, shell) = match &found {
         Some(fields) => {
             let number = |text: &str| text.parse().map_err(|_| UserError::NoUser(user.to_owned()));
-            (fields[0], number(fields[2])?, number(fields[3])?, fields[5])
+            let shell = fields.get(6).copied().unwrap_or_default();
+            let (uid, gid) = (number(fields[2])?, number(fields[3])?);
+            (fields[0], uid, gid, fields[5], shell)
         }
         None => {
             // An image with one static binary and no files still has a root.
@@ -58,10 +66,17 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, UserError> {
             let uid = user
                 .parse()
                 .map_err(|_| UserError::NoUser(user.to_owned()))?;
-            ("", uid, 0, "/")
+            ("", uid, 0, "/", "")
         }
     };
     let home = if home.is_empty() { "/" } else { home }.to_owned();
+    let shell = if shell.is_empty() { SHELL } else { shell }.to_owned();
+    let called = match (name, uid) {
+        ("", 0) => "root",
+        ("", _) => user,
+        (name, _) => name,
+    };
+    let called = called.to_owned();
     let Some(wanted) = wanted_group else {
         let groups = if name.is_empty() {
             Vec::new()
@@ -72,7 +87,9 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, UserError> {
             uid,
             gid,
             groups,
+            name: called,
             home,
+            shell,
         });
     };
     let gid = group_lines(group)
@@ -84,7 +101,9 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<User, UserError> {
         uid,
         gid,
         groups: Vec::new(),
+        name: called,
         home,
+        shell,
     })
 }
 
@@ -148,9 +167,16 @@ mod tests {
                 uid: 0,
                 gid: 0,
                 groups: vec![],
-                home: "/".to_owned()
+                name: "root".to_owned(),
+                home: "/".to_owned(),
+                shell: "/bin/sh".to_owned(),
             })
         );
         assert_eq!(resolve("root", "", ""), resolve("", "", ""));
+        let shell = |user: &str| resolve(user, PASSWD, GROUP).map(|user| (user.name, user.shell));
+        assert_eq!(
+            shell("www"),
+            Ok(("www".to_owned(), "/bin/false".to_owned()))
+        );
     }
 }

@@ -10,8 +10,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{ClientError, GuestClient};
 use crate::protocol::files::{
-    Depth, FileFault, FileInfo, FileInput, FileReply, FileRequest, LISTED_TOGETHER, LastLink,
-    ListedFile, UNSIZED_LIMIT,
+    Depth, FILE_WORKING, FileFault, FileInfo, FileInput, FileReply, FileRequest, LISTED_TOGETHER,
+    LastLink, ListedFile, UNSIZED_LIMIT,
 };
 use crate::protocol::message::{DATA_LIMIT, LIST_FRAME_LIMIT};
 use crate::protocol::mux::MuxStream;
@@ -46,6 +46,9 @@ fn protocol(words: impl Into<String>) -> FileError {
     FileError::Client(ClientError::Protocol(words.into()))
 }
 
+/// How often it may say so before anything else: several times as often as a guest does that says it when it should.
+const WORKINGS_LIMIT: u64 = 4 * WORKING_LIMIT.as_secs() / FILE_WORKING.as_secs();
+
 /// What a guest says in the end, or on the way there.
 enum Answer {
     Found(FileInfo),
@@ -61,6 +64,8 @@ struct Answers {
     silence: Duration,
     /// When a guest that says nothing but that it works is given up.
     give_up: Option<Instant>,
+    /// How often it has said so since it said anything else.
+    workings: u64,
 }
 
 impl Answers {
@@ -79,9 +84,18 @@ impl Answers {
                 })??
                 .ok_or(ClientError::SessionOver)?;
             let answer = match frame.kind {
+                FrameKind::File if frame.payload.is_empty() => {
+                    return Err(protocol("a piece of a file without any bytes"));
+                }
                 FrameKind::File => Answer::Data(frame.payload),
                 _ => match frame.message()? {
-                    FileReply::Working => continue,
+                    FileReply::Working if self.workings < WORKINGS_LIMIT => {
+                        self.workings += 1;
+                        continue;
+                    }
+                    FileReply::Working => {
+                        return Err(protocol("it says too often that it works"));
+                    }
                     FileReply::Found { info } => Answer::Found(info),
                     FileReply::Listed { files } => Answer::Listed(files),
                     FileReply::Done { bytes } => Answer::Done(bytes),
@@ -91,6 +105,7 @@ impl Answers {
                 },
             };
             self.give_up = None;
+            self.workings = 0;
             return Ok(answer);
         }
     }
@@ -228,7 +243,9 @@ impl FileList {
     /// See [`FileError`].
     pub async fn next(&mut self) -> Result<Option<Vec<ListedFile>>, FileError> {
         match self.answers.next().await? {
-            Answer::Listed(files) if files.len() <= LISTED_TOGETHER => Ok(Some(files)),
+            Answer::Listed(files) if (1..=LISTED_TOGETHER).contains(&files.len()) => {
+                Ok(Some(files))
+            }
             Answer::Done(_) => Ok(None),
             Answer::Listed(_) | Answer::Found(_) | Answer::Data(_) => Err(out_of_turn()),
         }
@@ -253,6 +270,7 @@ impl GuestClient {
             frames,
             silence: self.file_silence,
             give_up: None,
+            workings: 0,
         };
         Ok((answers, writer))
     }

@@ -21,15 +21,18 @@
 //! from a guest is handed on as it is; whoever shows it on a terminal has to clean it.
 
 mod attach;
+mod detached;
 mod exec;
 mod files;
 mod freeze;
 mod logs;
+mod sockets;
 
 pub use exec::{ExecHandle, ExecReader, ExecWriter};
 pub use files::{FileError, FileList, FileReader, FileWriter};
 pub use freeze::FrozenDisk;
 pub use logs::LogReader;
+pub use sockets::{GuestListener, Incoming};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,13 +47,16 @@ use crate::protocol::files::FILE_SILENCE;
 use crate::protocol::message::{CONTROL_EVENT_LIMIT, DATA_FRAME_LIMIT};
 use crate::protocol::mux::{self, MuxStream, Opener, SessionOver};
 use crate::protocol::{
-    AttachKey, BootConfig, ControlEvent, ControlRequest, ExecRequest, ExitReport, FrameError,
-    FrameReader, FrameWriter, GuestStats, Open, OpenReply, PROTOCOL_VERSION, ReadyReport,
+    AttachKey, BootConfig, ControlEvent, ControlRequest, DetachedFault, ExecRequest, ExitReport,
+    FrameError, FrameReader, FrameWriter, GuestStats, Open, PROTOCOL_VERSION, ReadyReport,
 };
 
 /// How long a guest may take to answer a ping, a stats request or the opening of a connection, and how long it
 /// may leave a request untaken.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// Words on the control stream that nobody waits for, in one session at most: an honest guest says a handful of events, and
+/// answers late now and then.
+const UNASKED_LIMIT: usize = 4096;
 /// Events kept for a reader that is behind; a guest that sends more waits.
 const EVENT_BACKLOG: usize = 64;
 
@@ -82,6 +88,14 @@ pub enum ClientError {
         request: &'static str,
         /// What it was given.
         deadline: Duration,
+    },
+    /// The guest refused something about a detached command.
+    #[error("{message}")]
+    Detached {
+        /// The kind of reason.
+        fault: DetachedFault,
+        /// The guest's words: unchecked text.
+        message: String,
     },
     /// The guest refused a connection, or to hold still.
     #[error("the guest refused: {message}")]
@@ -231,8 +245,15 @@ impl GuestClient {
         let (over_sender, over) = watch::channel(None);
         let (opener, driver) = mux::host(attached);
         let over_of_driver = over_sender.clone();
+        let mut over_before = over.clone();
         let driver = AbortOnDrop::new(tokio::spawn(async move {
-            let error = match driver.await {
+            let driven = tokio::select! {
+                driven = driver => driven,
+                // Without its control stream a session is over, and so are the streams that others still hold: the
+                // channel is for the next one.
+                _ = over_before.wait_for(Option::is_some) => return,
+            };
+            let error = match driven {
                 Ok(()) => ClientError::ChannelGone(None),
                 Err(mux::ConnectionError::Io(error)) => {
                     ClientError::ChannelGone(Some(Arc::new(error)))
@@ -398,29 +419,6 @@ impl GuestClient {
         Ok(LogReader::new(reader, writer, from))
     }
 
-    /// A TCP connection made inside the guest, to an address as seen from there.
-    pub async fn connect(
-        &self,
-        address: std::net::IpAddr,
-        port: u16,
-    ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, ClientError> {
-        let (mut reader, writer) = self.open(&Open::Connect { address, port }).await?;
-        let reply = timeout(ANSWER_DEADLINE, reader.message())
-            .await
-            .map_err(|_| ClientError::AnswerTimeout {
-                request: "connect",
-                deadline: ANSWER_DEADLINE,
-            })??;
-        match reply {
-            OpenReply::Refused { message } => Err(ClientError::Refused { message }),
-            OpenReply::Connected => {
-                let (read, early) = reader.into_parts();
-                let stream = read.unsplit(writer.into_inner());
-                Ok(attach::Prefixed::new(early, stream))
-            }
-        }
-    }
-
     async fn open(
         &self,
         open: &Open,
@@ -526,7 +524,8 @@ async fn listen(
     waiting: &Mutex<Waiting>,
     events: &mpsc::Sender<GuestEvent>,
 ) -> ClientError {
-    loop {
+    let mut unasked = 0;
+    while unasked < UNASKED_LIMIT {
         let event = match reader.message().await {
             Ok(event) => event,
             Err(error) => return error.into(),
@@ -536,11 +535,11 @@ async fn listen(
                 return ClientError::Protocol("a second greeting".to_owned());
             }
             ControlEvent::Pong { id } => {
-                answer(waiting, id, Answer::Pong);
+                unasked += usize::from(!answer(waiting, id, Answer::Pong));
                 continue;
             }
             ControlEvent::Stats { id, stats } => {
-                answer(waiting, id, Answer::Stats(stats));
+                unasked += usize::from(!answer(waiting, id, Answer::Stats(stats)));
                 continue;
             }
             ControlEvent::Ready(report) => GuestEvent::Ready(report),
@@ -548,15 +547,18 @@ async fn listen(
             ControlEvent::Exited(report) => GuestEvent::Exited(report),
             ControlEvent::Failed { stage, message } => GuestEvent::Failed { stage, message },
         };
+        unasked += 1;
         // Nobody listening is no reason to stop answering pings.
         let _ = events.send(event).await;
     }
+    ClientError::Protocol("it talks without being asked".to_owned())
 }
 
-/// An answer nobody waits for any more came too late and is dropped.
-fn answer(waiting: &Mutex<Waiting>, id: u64, answer: Answer) {
-    if let Some(sender) = lock(waiting).answers.remove(&id) {
-        let _ = sender.send(answer);
+/// Whether somebody waited for this answer. One that came too late is dropped.
+fn answer(waiting: &Mutex<Waiting>, id: u64, answer: Answer) -> bool {
+    match lock(waiting).answers.remove(&id) {
+        Some(sender) => sender.send(answer).is_ok(),
+        None => false,
     }
 }
 

@@ -31,6 +31,9 @@ pub struct BootConfig {
     pub mounts: Vec<MountConfig>,
     /// What to run.
     pub workload: WorkloadConfig,
+    /// Lines that root's `authorized_keys` is to have.
+    #[serde(default)]
+    pub authorized_keys: Vec<String>,
     /// The host's clock at sending, in nanoseconds since 1970; 0 leaves the guest's clock alone.
     #[serde(default)]
     pub unix_nanos: u64,

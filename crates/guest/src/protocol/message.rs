@@ -5,9 +5,11 @@
 //! |---|---|---|
 //! | control (one) | [`ControlRequest`] | [`ControlEvent`], `Hello` first |
 //! | exec | [`ExecInput`] | [`ExecOutput`], `Exited` last |
+//! | detached | [`super::DetachedRequest`] says which, then as exec | [`super::DetachedReply`], then as exec |
 //! | input | [`ExecInput`], to the workload | nothing |
 //! | logs | nothing | [`LogEntry`] |
-//! | connect | raw bytes after the reply | [`OpenReply`], then raw bytes |
+//! | connect, accept | raw bytes after the reply | [`OpenReply`], then raw bytes |
+//! | listen | nothing | [`ListenReply`], more than one |
 //! | freeze | [`super::FreezeRequest`] | [`super::FreezeReply`] |
 //! | files | data, [`super::files::FileInput`] | data, [`super::FileReply`] |
 
@@ -47,23 +49,96 @@ pub enum Open {
         /// First sequence number wanted; they start at 1.
         from: u64,
     },
-    /// A TCP connection made inside the guest.
-    Connect {
-        /// A host name is not accepted: an address as seen from inside the guest.
-        address: std::net::IpAddr,
-        /// The port.
-        port: u16,
+    /// A connection made inside the guest.
+    Connect(Endpoint),
+    /// Wait for connections inside the guest, as long as the stream is open. Agents that are older than this end the stream
+    /// without an answer.
+    Listen(ListenPlace),
+    /// Take a connection that a listen stream told of.
+    Accept {
+        /// Its number.
+        connection: u64,
     },
     /// Hold the writable file system still. Agents that are older than this end the stream without an answer.
     Freeze {
         /// Go on after so long, whatever happens; never longer than [`super::FREEZE_LIMIT`].
         deadline_millis: u64,
     },
+    /// Something with commands that belong to no stream. Agents that are older than this end the stream without an answer.
+    Detached(super::DetachedRequest),
     /// Something with files. Agents that are older than this end the stream without an answer.
     Files(super::FileRequest),
 }
 
-/// The guest's answer to [`Open::Connect`].
+/// Where a connection goes to, as seen from inside the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Endpoint {
+    /// TCP. A host name is not accepted.
+    Tcp {
+        /// The address.
+        address: std::net::IpAddr,
+        /// The port.
+        port: u16,
+    },
+    /// A Unix socket. Agents that are older than this end the stream without an answer.
+    Socket {
+        /// Its path.
+        path: String,
+    },
+}
+
+/// Where a guest waits for connections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "place", rename_all = "snake_case")]
+pub enum ListenPlace {
+    /// A TCP port.
+    Tcp {
+        /// One of the guest's own.
+        address: std::net::IpAddr,
+        /// 0 for any that is free.
+        port: u16,
+    },
+    /// A Unix socket that must not be there yet. It goes with the stream.
+    Socket {
+        /// Its path.
+        path: String,
+        /// Whose it is to be, as [`super::WorkloadConfig::user`].
+        user: String,
+    },
+    /// A Unix socket in a new directory that only this user can enter. Both go with the stream.
+    Private {
+        /// The user, as [`super::WorkloadConfig::user`].
+        user: String,
+    },
+}
+
+/// What a guest says on a listen stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum ListenReply {
+    /// It listens. Said once, first.
+    Listening {
+        /// The Unix socket, if it is one.
+        path: Option<String>,
+        /// The TCP port, or 0.
+        port: u16,
+    },
+    /// It could not be done, or cannot go on; the stream ends.
+    Refused {
+        /// Why.
+        message: String,
+    },
+    /// Somebody has connected. Who is not taken with [`Open::Accept`] in time is hung up on.
+    Connection {
+        /// The number to take it with.
+        connection: u64,
+        /// Address and port of the other end, for TCP.
+        from: Option<std::net::SocketAddr>,
+    },
+}
+
+/// The guest's answer to [`Open::Connect`] and [`Open::Accept`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum OpenReply {
@@ -85,9 +160,28 @@ pub struct Terminal {
     pub cols: u16,
 }
 
+/// What is run by an exec.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Program {
+    /// The command itself, as the workload is run.
+    #[default]
+    Command,
+    /// The user's shell from `/etc/passwd`, as at a login: in the user's home, with USER, LOGNAME and SHELL.
+    LoginShell {
+        /// What the shell is to run; an interactive shell without.
+        script: Option<String>,
+    },
+    /// The agent's own SFTP server, in the user's home.
+    FileServer,
+}
+
 /// A command to run beside the workload.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
+    /// What `command` is. Agents that are older than this take it for [`Program::Command`].
+    #[serde(default)]
+    pub program: Program,
     /// Program and arguments.
     pub command: Vec<String>,
     /// Run it on a terminal of this size; then standard error is part of standard output.
@@ -180,9 +274,12 @@ pub enum ExecOutput {
 }
 
 impl ExecOutput {
-    /// What a frame carries.
+    /// What a frame carries. Output without any bytes is none: it would cost a host time and hold up nobody.
     pub fn from_frame(frame: Frame) -> Result<Self, FrameError> {
         match frame.kind {
+            kind @ (FrameKind::Stdout | FrameKind::Stderr) if frame.payload.is_empty() => {
+                Err(FrameError::Payload { kind })
+            }
             FrameKind::Stdout => Ok(ExecOutput::Stdout(frame.payload)),
             FrameKind::Stderr => Ok(ExecOutput::Stderr(frame.payload)),
             FrameKind::Message => Ok(ExecOutput::Exited(frame.message()?)),
@@ -390,6 +487,17 @@ pub enum OutputStream {
     Stderr,
 }
 
+impl OutputStream {
+    /// The kind of the frames that carry it in an exec.
+    #[must_use]
+    pub fn frame(self) -> FrameKind {
+        match self {
+            OutputStream::Stdout => FrameKind::Stdout,
+            OutputStream::Stderr => FrameKind::Stderr,
+        }
+    }
+}
+
 /// A piece of the workload's output, cut as it was read and not by lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRecord {
@@ -459,11 +567,11 @@ impl LogEntry {
         ))
     }
 
-    /// What a frame carries.
+    /// What a frame carries. A record without any bytes is none.
     pub fn from_frame(mut frame: Frame) -> Result<Self, FrameError> {
         match frame.kind {
             FrameKind::Log => {
-                if frame.payload.len() < LOG_HEADER {
+                if frame.payload.len() <= LOG_HEADER {
                     return Err(FrameError::Payload { kind: frame.kind });
                 }
                 let seq = frame.payload.get_u64();
@@ -530,7 +638,9 @@ mod tests {
 
     #[test]
     fn short_or_odd_log_frames_are_refused() {
-        for payload in [vec![0; LOG_HEADER - 1], vec![9; LOG_HEADER]] {
+        let header = [0; LOG_HEADER - 1];
+        let record = |stream: u8, data: &[u8]| [&header[..], &[stream], data].concat();
+        for payload in [vec![0; LOG_HEADER - 1], record(9, b"x"), record(1, b"")] {
             let frame = Frame {
                 kind: FrameKind::Log,
                 payload: payload.into(),
@@ -539,6 +649,15 @@ mod tests {
                 LogEntry::from_frame(frame),
                 Err(FrameError::Payload { .. })
             ));
+        }
+    }
+
+    #[test]
+    fn output_without_bytes_is_refused() {
+        for kind in [FrameKind::Stdout, FrameKind::Stderr] {
+            let payload = Bytes::new();
+            let empty = ExecOutput::from_frame(Frame { kind, payload });
+            assert!(matches!(empty, Err(FrameError::Payload { .. })), "{kind:?}");
         }
     }
 

@@ -14,6 +14,7 @@
 
 pub mod attach;
 pub mod boot;
+pub mod detached;
 pub mod files;
 pub mod frame;
 pub mod freeze;
@@ -22,12 +23,14 @@ pub mod mux;
 
 pub use attach::{AttachKey, AttachScanner, Nonce};
 pub use boot::{BootConfig, HostEntry, MountConfig, NetworkConfig, StdinMode, WorkloadConfig};
+pub use detached::{DetachedCommand, DetachedFault, DetachedReply, DetachedRequest};
 pub use files::{FileReply, FileRequest};
 pub use frame::{Frame, FrameError, FrameKind, FrameReader, FrameWriter};
 pub use freeze::{FREEZE_LIMIT, FreezeReply, FreezeRequest};
 pub use message::{
-    ControlEvent, ControlRequest, ExecInput, ExecOutput, ExecRequest, ExitReport, ExitStatus,
-    GuestStats, LogEntry, LogRecord, Open, OpenReply, OutputStream, ReadyReport, Terminal,
+    ControlEvent, ControlRequest, Endpoint, ExecInput, ExecOutput, ExecRequest, ExitReport,
+    ExitStatus, GuestStats, ListenPlace, ListenReply, LogEntry, LogRecord, Open, OpenReply,
+    OutputStream, Program, ReadyReport, Terminal,
 };
 
 /// Version of everything above the attach handshake. A host talks only to its own version: the agent

@@ -6,9 +6,10 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 
@@ -16,6 +17,11 @@ pub use yamux::ConnectionError;
 
 /// Streams the host opens at most at a time.
 pub const STREAM_LIMIT: usize = 512;
+
+/// What is written to the channel at once; a port takes no more of one write.
+const GATHERED: usize = 32 * 1024;
+/// What is read ahead of the frame that is wanted: every session of a host has room for it.
+const READ_AHEAD: usize = 8 * 1024;
 
 fn config() -> yamux::Config {
     let mut config = yamux::Config::default();
@@ -58,6 +64,74 @@ impl AsyncWrite for MuxStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// Keeps what is written until there is nothing more to say, which is when the session turns to reading. yamux writes headers and
+/// bodies one by one and flushes after each: every piece would be an exit of the guest, an interrupt in it and a wake-up here.
+#[derive(Debug)]
+struct Gathering<S> {
+    io: S,
+    unsent: BytesMut,
+}
+
+impl<S: AsyncWrite + Unpin> Gathering<S> {
+    fn new(io: S) -> Self {
+        Self {
+            io,
+            unsent: BytesMut::new(),
+        }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let sent = ready!(Pin::new(&mut self.io).poll_write(cx, &self.unsent))?;
+            if sent == 0 {
+                return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.advance(sent);
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gathering<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        // A channel that takes nothing now does not keep this side from reading, and wakes it.
+        if !self.unsent.is_empty()
+            && let Poll::Ready(Err(error)) = self.poll_send(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        if self.unsent.len() >= GATHERED {
+            ready!(self.poll_send(cx))?;
+        }
+        let take = data.len().min(GATHERED);
+        self.unsent.extend_from_slice(&data[..take]);
+        Poll::Ready(Ok(take))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -105,6 +179,7 @@ where
         requests,
         permits: Arc::new(Semaphore::new(STREAM_LIMIT)),
     };
+    let io = Gathering::new(BufReader::with_capacity(READ_AHEAD, io));
     let connection = yamux::Connection::new(io.compat(), config(), yamux::Mode::Client);
     // Streams that a guest opens are dropped, which resets them.
     (opener, drive(connection, Some(receiver), drop))
@@ -118,7 +193,8 @@ pub fn guest<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let connection = yamux::Connection::new(io.compat(), config(), yamux::Mode::Server);
+    let connection =
+        yamux::Connection::new(Gathering::new(io).compat(), config(), yamux::Mode::Server);
     drive(connection, None, move |stream| {
         accept(MuxStream {
             inner: stream.compat(),

@@ -1,6 +1,6 @@
-//! The workload's output, kept until the host has it.
+//! Output, kept until the host has it: the workload's, and that of detached commands.
 //!
-//! At most [`CAPACITY`] bytes are kept. What does not fit pushes out the oldest records, acknowledged
+//! At most so many bytes are kept. What does not fit pushes out the oldest records, acknowledged
 //! or not, and whoever asks for those gets a gap. While a host is reading along, [`LogStore::push`] waits
 //! a moment instead of pushing out what that host has not been sent yet, so that a fast workload loses
 //! nothing to a healthy reader, and a stuck reader delays a workload by no more than that moment.
@@ -40,18 +40,28 @@ pub struct LogStore {
     inner: Mutex<Inner>,
     /// Bumped with every change; both ends wait on it.
     changes: watch::Sender<u64>,
+    capacity: usize,
+    patience: Duration,
 }
 
 impl Default for LogStore {
     fn default() -> Self {
-        Self {
-            inner: Mutex::default(),
-            changes: watch::Sender::new(0),
-        }
+        Self::with(CAPACITY, READER_PATIENCE)
     }
 }
 
 impl LogStore {
+    /// One that keeps so many bytes, and waits so long for a reader that is behind.
+    #[must_use]
+    pub fn with(capacity: usize, patience: Duration) -> Self {
+        Self {
+            inner: Mutex::default(),
+            changes: watch::Sender::new(0),
+            capacity,
+            patience,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,12 +73,12 @@ impl LogStore {
 
     /// Adds output. Waits only as the module's documentation says.
     pub async fn push(&self, stream: OutputStream, unix_nanos: u64, data: Bytes) {
-        let patience = tokio::time::sleep(READER_PATIENCE);
+        let patience = tokio::time::sleep(self.patience);
         tokio::pin!(patience);
         let mut changes = self.changes.subscribe();
         loop {
             changes.borrow_and_update();
-            if !self.lock().would_drop_unsent(data.len()) {
+            if !self.lock().would_drop_unsent(data.len(), self.capacity) {
                 break;
             }
             tokio::select! {
@@ -80,7 +90,7 @@ impl LogStore {
                 }
             }
         }
-        self.lock().push(stream, unix_nanos, data);
+        self.lock().push(stream, unix_nanos, data, self.capacity);
         self.changed();
     }
 
@@ -128,13 +138,13 @@ impl LogStore {
 }
 
 impl Inner {
-    fn would_drop_unsent(&self, incoming: usize) -> bool {
+    fn would_drop_unsent(&self, incoming: usize, capacity: usize) -> bool {
         let Some(cursor) = self.cursor else {
             return false;
         };
         let mut size = self.size + incoming + RECORD_OVERHEAD;
         for record in &self.records {
-            if size <= CAPACITY {
+            if size <= capacity {
                 return false;
             }
             if record.seq >= cursor {
@@ -145,7 +155,7 @@ impl Inner {
         false
     }
 
-    fn push(&mut self, stream: OutputStream, unix_nanos: u64, data: Bytes) {
+    fn push(&mut self, stream: OutputStream, unix_nanos: u64, data: Bytes, capacity: usize) {
         self.last += 1;
         self.size += data.len() + RECORD_OVERHEAD;
         self.records.push_back(LogRecord {
@@ -154,7 +164,7 @@ impl Inner {
             stream,
             data,
         });
-        while self.size > CAPACITY && !self.records.is_empty() {
+        while self.size > capacity && !self.records.is_empty() {
             self.drop_oldest();
         }
     }

@@ -4,28 +4,33 @@
 //! It owns what must outlive a session: how far the boot has come ([`Status`]) and the workload's
 //! output ([`LogStore`]). Sessions come and go; the workload notices nothing.
 
+mod detached;
 mod files;
 mod hold;
 mod link;
 mod logs;
 mod session;
+mod sockets;
 mod status;
 
 pub use hold::{Hold, hold};
 pub use link::{HangUp, Link};
 pub use logs::LogStore;
 pub use session::serve;
+pub use sockets::{BoxSocket, Listener, Socket};
 pub use status::{Failure, Status, StatusCell};
 
-use std::net::IpAddr;
+use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::files::{self as file_access, Files};
 use crate::protocol::mux::MuxStream;
 use crate::protocol::{
-    BootConfig, ExecInput, ExecRequest, ExitReport, FrameError, FrameKind, FrameWriter, GuestStats,
+    BootConfig, Endpoint, ExecInput, ExecRequest, ExitReport, FrameError, FrameWriter, GuestStats,
+    ListenPlace, OutputStream,
 };
 
 /// Commands that run beside the workload at most, at a time.
@@ -66,12 +71,10 @@ pub trait Machine: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Hold, String>> + Send;
     /// The files of the workload's root.
     fn files(&self) -> Result<Arc<Files>, file_access::Failure>;
-    /// Connects to an address as seen from inside the guest.
-    fn connect(
-        &self,
-        address: IpAddr,
-        port: u16,
-    ) -> impl Future<Output = std::io::Result<tokio::net::TcpStream>> + Send;
+    /// Connects to something as seen from inside the guest.
+    fn connect(&self, endpoint: Endpoint) -> impl Future<Output = io::Result<BoxSocket>> + Send;
+    /// Waits for connections inside the guest.
+    fn listen(&self, place: ListenPlace) -> impl Future<Output = io::Result<Listener>> + Send;
 }
 
 /// Whether a host is attached.
@@ -83,22 +86,44 @@ pub enum HostPresence {
     Away,
 }
 
-/// The two ends of one exec stream.
+/// What a command reads and writes.
 #[derive(Debug)]
 pub struct ExecIo {
     /// What the host sends.
     pub input: mpsc::Receiver<ExecInput>,
-    output: FrameWriter<tokio::io::WriteHalf<MuxStream>>,
+    output: ExecTarget,
+}
+
+/// Where a command's output goes.
+#[derive(Debug)]
+enum ExecTarget {
+    /// To the host whose stream the command belongs to.
+    Host(FrameWriter<tokio::io::WriteHalf<MuxStream>>),
+    /// To where it waits for whoever joins the command.
+    Kept(Arc<LogStore>),
 }
 
 impl ExecIo {
     /// Sends output; waits while the host does not take it. An error means that the host is gone.
     pub async fn stdout(&mut self, data: &[u8]) -> Result<(), FrameError> {
-        self.output.send(FrameKind::Stdout, &[data]).await
+        self.output.write(OutputStream::Stdout, data).await
     }
 
     /// As [`ExecIo::stdout`], for standard error.
     pub async fn stderr(&mut self, data: &[u8]) -> Result<(), FrameError> {
-        self.output.send(FrameKind::Stderr, &[data]).await
+        self.output.write(OutputStream::Stderr, data).await
+    }
+}
+
+impl ExecTarget {
+    async fn write(&mut self, stream: OutputStream, data: &[u8]) -> Result<(), FrameError> {
+        match self {
+            ExecTarget::Host(writer) => writer.send(stream.frame(), &[data]).await,
+            ExecTarget::Kept(output) => {
+                // Nobody asks when it was.
+                output.push(stream, 0, Bytes::copy_from_slice(data)).await;
+                Ok(())
+            }
+        }
     }
 }

@@ -5,18 +5,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
+use super::detached::DetachedCommands;
 use super::link::{HangUp, Link};
-use super::{EXEC_LIMIT, ExecIo, FILES_LIMIT, HostPresence, LogStore, Machine, Status, StatusCell};
+use super::sockets::{self, Waiting};
+use super::{
+    EXEC_LIMIT, ExecIo, ExecTarget, FILES_LIMIT, HostPresence, LogStore, Machine, Status,
+    StatusCell,
+};
 use crate::protocol::message::{CONTROL_REQUEST_LIMIT, DATA_FRAME_LIMIT, OPEN_LIMIT};
 use crate::protocol::mux::{self, MuxStream};
 use crate::protocol::{
     AttachKey, ControlEvent, ControlRequest, ExecInput, ExecRequest, ExitReport, FREEZE_LIMIT,
-    FrameError, FrameReader, FrameWriter, FreezeReply, FreezeRequest, Open, OpenReply,
-    PROTOCOL_VERSION,
+    FrameError, FrameReader, FrameWriter, FreezeReply, FreezeRequest, Open, PROTOCOL_VERSION,
 };
 
 pub(super) type Reader = FrameReader<ReadHalf<MuxStream>>;
@@ -29,6 +33,8 @@ struct Guest<M> {
     logs: Arc<LogStore>,
     execs: Arc<Semaphore>,
     file_turns: Arc<Semaphore>,
+    waiting: Waiting,
+    detached: DetachedCommands,
 }
 
 impl<M> Clone for Guest<M> {
@@ -39,6 +45,8 @@ impl<M> Clone for Guest<M> {
             logs: Arc::clone(&self.logs),
             execs: Arc::clone(&self.execs),
             file_turns: Arc::clone(&self.file_turns),
+            waiting: self.waiting.clone(),
+            detached: self.detached.clone(),
         }
     }
 }
@@ -61,6 +69,8 @@ where
         logs,
         execs: Arc::new(Semaphore::new(EXEC_LIMIT)),
         file_turns: Arc::new(Semaphore::new(FILES_LIMIT)),
+        waiting: Waiting::default(),
+        detached: DetachedCommands::default(),
     };
     let mut link = Link::new(io, key);
     while let Some(session) = link.attach().await? {
@@ -103,8 +113,20 @@ impl<M: Machine> Guest<M> {
             Open::Exec(request) => self.exec(request, reader, writer).await,
             Open::Input => self.input(reader).await,
             Open::Logs { from } => self.logs(from, reader, writer).await,
-            Open::Connect { address, port } => self.connect(address, port, reader, writer).await,
+            Open::Connect(endpoint) => {
+                sockets::connect(&*self.machine, endpoint, reader, writer).await
+            }
+            Open::Listen(place) => {
+                sockets::listen(&*self.machine, &self.waiting, place, reader, writer).await
+            }
+            Open::Accept { connection } => {
+                sockets::accept(&self.waiting, connection, reader, writer).await
+            }
             Open::Freeze { deadline_millis } => self.freeze(deadline_millis, reader, writer).await,
+            Open::Detached(request) => {
+                let (machine, turns) = (&self.machine, &self.execs);
+                (self.detached.serve(machine, turns, request, reader, writer)).await
+            }
             Open::Files(request) => {
                 reader.set_limit(DATA_FRAME_LIMIT);
                 let files = self.machine.files();
@@ -230,13 +252,17 @@ impl<M: Machine> Guest<M> {
                 }
             }
         };
-        let (report, mut io) = tokio::select! {
+        let output = ExecTarget::Host(output);
+        let (report, io) = tokio::select! {
             done = Arc::clone(&self.machine).exec(request, ExecIo { input, output }) => done,
             // Dropping the other future ends the command.
             () = host_gone => return Ok(()),
         };
-        io.output.message(&report).await?;
-        io.output.finish().await
+        let ExecTarget::Host(mut output) = io.output else {
+            return Ok(());
+        };
+        output.message(&report).await?;
+        output.finish().await
     }
 
     async fn input(self, mut reader: Reader) -> Result<(), FrameError> {
@@ -266,29 +292,6 @@ impl<M: Machine> Guest<M> {
             let (kind, header, data) = entry.to_parts()?;
             writer.send(kind, &[&header, &data]).await?;
         }
-    }
-
-    async fn connect(
-        self,
-        address: std::net::IpAddr,
-        port: u16,
-        reader: Reader,
-        mut writer: Writer,
-    ) -> Result<(), FrameError> {
-        let mut target = match self.machine.connect(address, port).await {
-            Ok(target) => target,
-            Err(error) => {
-                let message = error.to_string();
-                writer.message(&OpenReply::Refused { message }).await?;
-                return writer.finish().await;
-            }
-        };
-        writer.message(&OpenReply::Connected).await?;
-        let (read, early) = reader.into_parts();
-        let mut stream = read.unsplit(writer.into_inner());
-        target.write_all(&early).await?;
-        tokio::io::copy_bidirectional(&mut stream, &mut target).await?;
-        Ok(())
     }
 
     /// Every way out of here drops the hold, and with that the guest goes on.

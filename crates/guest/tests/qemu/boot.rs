@@ -44,6 +44,7 @@ pub(crate) fn config(command: &[&str]) -> BootConfig {
         },
         unix_nanos: unix_nanos_now(),
         entropy: vec![7; 64],
+        authorized_keys: Vec::new(),
         exit_linger_millis: 2000,
     }
 }

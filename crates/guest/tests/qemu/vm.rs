@@ -37,7 +37,8 @@ impl Drop for Vm {
 impl Vm {
     pub(crate) fn start(kernel: &Kernel) -> Self {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-agent");
+        // Beside <target>/tmp: where the build of `warren` has it too.
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("guest-agent");
         let agent = build_guest_agent(&workspace, &target, "x86_64").unwrap();
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();

@@ -29,7 +29,7 @@ pub(crate) struct BareQemu {
 pub(crate) struct BareGuest {
     process: Child,
     /// Keeps the session: the guest goes on without, but it is what the server does.
-    _session: Option<(GuestClient, GuestEvents)>,
+    session: Option<(GuestClient, GuestEvents)>,
     directory: PathBuf,
 }
 
@@ -37,7 +37,30 @@ impl BareGuest {
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
+
+    /// What it is asked to do things with.
+    pub(crate) fn client(&self) -> anyhow::Result<&GuestClient> {
+        let session = self.session.as_ref().context("the guest is not ready")?;
+        Ok(&session.0)
+    }
+
+    /// The host's end of the port that nobody of ours speaks on.
+    pub(crate) async fn raw_port(&self) -> anyhow::Result<UnixStream> {
+        let socket = self.directory.join(RAW_SOCKET);
+        UnixStream::connect(socket).await.context("the raw port")
+    }
 }
+
+/// Of a machine that has one: a second port beside the agent's, on the same device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RawPort {
+    Absent,
+    Present,
+}
+
+/// What that port is in the guest, for its shell: the number of its device depends on what else there is.
+pub(crate) const RAW_DEVICE: &str = "$(echo /dev/vport*p2)";
+const RAW_SOCKET: &str = "raw.sock";
 
 impl Drop for BareGuest {
     fn drop(&mut self) {
@@ -138,22 +161,25 @@ impl BareQemu {
     /// From the start of the process to the agent's "ready".
     pub(crate) async fn start_to_ready(&self) -> anyhow::Result<Duration> {
         let start = Instant::now();
-        let guest = self.start(0).await?;
+        let guest = self.start(0, RawPort::Absent).await?;
         let took = start.elapsed();
         drop(guest);
         Ok(took)
     }
 
     /// Starts one and waits for its "ready". The server clones its disk inside the measured time, so this does too.
-    pub(crate) async fn start(&self, slot: usize) -> anyhow::Result<BareGuest> {
+    pub(crate) async fn start(&self, slot: usize, raw: RawPort) -> anyhow::Result<BareGuest> {
         let home = self.directory.path().join(slot.to_string());
         std::fs::create_dir(&home)?;
         clone_sparse(&self.empty, &home.join("disk.ext4"))?;
-        let arguments: Vec<String> = self
+        let mut arguments: Vec<String> = self
             .arguments
             .iter()
             .map(|word| self.by_path(word, &home, slot))
             .collect::<anyhow::Result<_>>()?;
+        if raw == RawPort::Present {
+            add_raw_port(&mut arguments, &home.join(RAW_SOCKET))?;
+        }
         let process = Command::new("qemu-system-x86_64")
             .args(&arguments)
             .stdin(Stdio::null())
@@ -163,13 +189,13 @@ impl BareQemu {
             .context("starting QEMU")?;
         let mut guest = BareGuest {
             process,
-            _session: None,
+            session: None,
             directory: home.clone(),
         };
         let session = tokio::time::timeout(PATIENCE, self.ready(&home.join("channel.sock")))
             .await
             .context("bare QEMU's guest was not ready in time")??;
-        guest._session = Some(session);
+        guest.session = Some(session);
         Ok(guest)
     }
 
@@ -203,6 +229,23 @@ impl Drop for BareQemu {
     }
 }
 
+/// The device has room for the console's port, which is unused, and the agent's; there is one more now.
+fn add_raw_port(arguments: &mut Vec<String>, socket: &Path) -> anyhow::Result<()> {
+    let device = arguments
+        .iter_mut()
+        .find(|word| word.starts_with("virtio-serial-"))
+        .context("no serial device")?;
+    *device = device.replace("max_ports=2", "max_ports=3");
+    let socket = socket.display();
+    arguments.extend([
+        "-chardev".to_owned(),
+        format!("socket,id=raw,path={socket},server=on,wait=off"),
+        "-device".to_owned(),
+        "virtserialport,bus=serial0.0,nr=2,chardev=raw,name=raw.0".to_owned(),
+    ]);
+    Ok(())
+}
+
 fn clone_sparse(from: &Path, to: &Path) -> anyhow::Result<()> {
     let copied = Command::new("cp")
         .args(["--sparse=always", "--reflink=auto"])
@@ -233,6 +276,7 @@ fn boot_config() -> BootConfig {
         },
         unix_nanos: unix_nanos_now(),
         entropy: Vec::new(),
+        authorized_keys: Vec::new(),
         exit_linger_millis: 60_000,
     }
 }

@@ -6,17 +6,19 @@
 
 mod bare;
 mod client;
+mod command;
 mod report;
 mod rows;
 mod server;
+mod ssh;
 
 use anyhow::{Context, bail};
 use report::{NOISE, Report};
 use std::path::PathBuf;
 
 /// Every subject, in the order in which they run.
-const SUBJECTS: [&str; 7] = [
-    "create", "images", "requests", "durable", "list", "memory", "crowd",
+const SUBJECTS: [&str; 9] = [
+    "create", "images", "requests", "durable", "list", "memory", "crowd", "exec", "copies",
 ];
 
 struct Arguments {
@@ -39,6 +41,8 @@ const HELP: &str = "\
                   list      a list of 10,000 against serialising it (fake hypervisor)
                   memory    for each instance, and of a VMM against QEMU by hand
                   crowd     many instances started, and a server restart among them
+                  exec      a command in a guest against ssh into it, and an echo; two hundred at once
+                  copies    a file into a guest and out of it against scp, and the bare channel
   --pairs N       measured pairs [default: 15]
   --instances N   how many make a crowd [default: 100]
   --json FILE     also write the figures there
@@ -100,6 +104,8 @@ async fn main() -> anyhow::Result<()> {
             "durable" => rows::durable::measure(pairs, &mut report).await?,
             "list" => rows::list::measure(pairs.min(6), &mut report).await?,
             "memory" => rows::memory::measure(pairs.min(6), &mut report).await?,
+            "exec" => rows::exec::measure(pairs, &mut report).await?,
+            "copies" => rows::copies::measure(pairs.min(8), &mut report).await?,
             "crowd" => rows::crowd::measure(arguments.instances, pairs.min(4), &mut report).await?,
             other => bail!("there is no {other}"),
         }

@@ -174,8 +174,12 @@ impl BenchServer {
 
     /// Starts an instance that does nothing.
     pub(crate) async fn create(&self, name: &str) -> anyhow::Result<Value> {
-        let request = self.request(name);
-        let (status, answer) = self.call("POST", "/instances", Some(&request)).await?;
+        self.create_of(&self.request(name)).await
+    }
+
+    /// Starts the instance that this body asks for.
+    pub(crate) async fn create_of(&self, request: &Value) -> anyhow::Result<Value> {
+        let (status, answer) = self.call("POST", "/instances", Some(request)).await?;
         anyhow::ensure!(
             status == 201 && answer["state"] == "Running",
             "create answered {status}: {answer}\n{}",

@@ -15,7 +15,7 @@ mod terminal;
 mod text;
 mod values;
 
-pub(crate) use args::{Cli, Command, Global, OutputFormat, SystemCommand};
+pub(crate) use args::{Cli, Command, Global, OutputFormat, SystemCommand, with_ssh_words_apart};
 pub(crate) use commands::client_of;
 pub(crate) use failure::CliError;
 pub(crate) use output::{Detail, Field, Look, Row};

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use warren_api::instance::Hypervisor;
 use warren_core::restart::RestartWhen;
 use warren_core::state::StateName;
@@ -12,6 +14,9 @@ use warren_core::units::{parse_duration, parse_size};
 
 /// The largest environment file that is read: more than a kernel takes for environment and arguments.
 const ENV_FILE_BYTES: u64 = 1 << 20;
+
+/// No command asks a server more often.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(100);
 
 /// Why a value on the command line is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -28,6 +33,12 @@ pub(crate) enum ValueError {
     /// Not a size or not a duration.
     #[error(transparent)]
     Unit(#[from] warren_core::units::ParseUnitError),
+    /// Neither a time nor how long ago.
+    #[error("{0:?} is not a time: write 2026-01-31T12:00:00Z, or how long ago, such as 10m")]
+    Moment(String),
+    /// Too often.
+    #[error("{0:?} is too short: at least {SHORTEST_PERIOD:?}")]
+    Period(String),
     /// Not a restart policy.
     #[error("{0:?} is not a restart policy: use never, always, on-failure or on-failure:N")]
     Restart(String),
@@ -170,6 +181,32 @@ pub(crate) fn parse_wait(text: &str) -> Result<Duration, ValueError> {
     Ok(parse_duration(text)?)
 }
 
+/// Reads the time between two rounds: a tenth of a second at least.
+pub(crate) fn parse_period(text: &str) -> Result<Duration, ValueError> {
+    match parse_duration(text)? {
+        period if period >= SHORTEST_PERIOD => Ok(period),
+        _ => Err(ValueError::Period(text.to_owned())),
+    }
+}
+
+/// Reads a time: RFC 3339, or how long before `now` it was (`90s`, `10m`, `2h`).
+pub(crate) fn moment(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, ValueError> {
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(time);
+    }
+    let wrong = || ValueError::Moment(text.to_owned());
+    // A bare number would be seconds to one reader and a time to another.
+    let has_unit = text.ends_with(|last: char| last.is_ascii_alphabetic());
+    let ago = parse_duration(text).ok().filter(|_| has_unit);
+    let ago = ago.and_then(|ago| time::Duration::try_from(ago).ok());
+    now.checked_sub(ago.ok_or_else(wrong)?).ok_or_else(wrong)
+}
+
+/// [`moment`], as of now.
+pub(crate) fn parse_moment(text: &str) -> Result<OffsetDateTime, ValueError> {
+    moment(text, OffsetDateTime::now_utc())
+}
+
 /// `--restart`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Restart {
@@ -269,6 +306,31 @@ pub(crate) fn passes(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_is_a_time_or_how_long_ago() {
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        for (text, ago) in [
+            ("90s", 90),
+            ("10m", 600),
+            ("2h", 7200),
+            ("1970-01-12T13:46:39Z", 1),
+            ("1970-01-12T15:46:39+02:00", 1),
+        ] {
+            let expected = now - Duration::from_secs(ago);
+            assert_eq!(moment(text, now), Ok(expected), "{text}");
+        }
+        for bad in [
+            "",
+            "10",
+            "yesterday",
+            "1970-01-12",
+            "-5m",
+            "999999999999999999h",
+        ] {
+            assert!(moment(bad, now).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn environment_words_are_set_or_inherited() {

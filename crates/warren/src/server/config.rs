@@ -10,7 +10,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use warren_core::ports::hypervisor::HypervisorKind;
 use warren_core::units::parse_size;
@@ -77,6 +77,8 @@ pub(crate) struct Config {
     /// Its port (`CONTAINER_SERVICE_PORT`), on the same address. Where none is named it is 50064, and a server that
     /// cannot have that goes on without.
     pub(crate) container_service_port: Option<u16>,
+    /// Where the SSH gateway listens, which lets holders of an instance's keys in; nowhere when absent.
+    pub(crate) ssh_listen: Option<SocketAddr>,
     /// One more name under which `grpc.health.v1.Health` answers (`SERVICE_NAME`).
     pub(crate) service_name: String,
     /// Everything Warren keeps (`DATA_DIR`).
@@ -151,6 +153,7 @@ impl Default for Config {
             port: 8080,
             container_service: Switch::On,
             container_service_port: None,
+            ssh_listen: None,
             service_name: warren_control::grpc::HEALTH_NAME.to_owned(),
             data_dir: default_data_dir(),
             bridge_name: "vmbr0".to_owned(),
@@ -202,6 +205,10 @@ pub(crate) struct ServerFlags {
     #[arg(long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     container_service_port: Option<u16>,
+    /// Let holders of keys log in to instances by SSH here, such as 0.0.0.0:2222 [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ssh_listen: Option<SocketAddr>,
     /// Keep everything here (DATA_DIR) [default: /var/lib/warren as root, else ~/.local/share/warren]
     #[arg(long, value_name = "DIRECTORY")]
     #[serde(skip_serializing_if = "Option::is_none")]

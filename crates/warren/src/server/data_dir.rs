@@ -6,6 +6,7 @@
 //! <data>/lock              held by the running server
 //! <data>/store.db          intent (SQLite); store.db.seen: the last commit that was made here
 //! <data>/store.db.schema-N as it was before an upgrade from schema N: what an older Warren can be given
+//! <data>/ssh-secret        what the keys of instances' SSH servers are derived from, made once
 //! <data>/uptime            seconds that servers have run here: the monotonic clock of leases
 //! <data>/instances/<h>/    one directory per instance: record, disk, logs, sockets
 //! <data>/images/           blobs, disks and records of images
@@ -22,6 +23,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use warren_core::InstallationId;
 use warren_crashpoint::reached;
+use warren_ssh::HostSecret;
 
 /// An opened, locked data directory.
 pub(crate) struct DataDir {
@@ -106,6 +108,33 @@ impl DataDir {
         Ok(data)
     }
 
+    /// What the keys of instances' SSH servers are derived from: 64 hexadecimal digits, made the first time.
+    ///
+    /// # Errors
+    /// It is damaged, or the file system refuses.
+    pub(crate) fn ssh_secret(&self) -> anyhow::Result<HostSecret> {
+        let text = made_once(
+            &self.root,
+            "ssh-secret",
+            0o600,
+            || {
+                let secret = HostSecret::random();
+                let digits = secret.bytes().iter().map(|byte| format!("{byte:02x}"));
+                Ok(digits.collect())
+            },
+            [
+                || reached("start.ssh-secret-written-aside"),
+                || reached("start.ssh-secret-named"),
+            ],
+        )?;
+        secret_of(&text).with_context(|| {
+            format!(
+                "{} is damaged: put it back from a backup, or remove it, and every instance gets a new SSH host key",
+                self.root.join("ssh-secret").display()
+            )
+        })
+    }
+
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
@@ -151,35 +180,77 @@ pub(crate) struct Place {
     pub(crate) instances: PathBuf,
 }
 
-/// The id in `<data>/installation`, made the first time.
-fn installation_id(root: &Path) -> anyhow::Result<InstallationId> {
-    let path = root.join("installation");
+fn secret_of(text: &str) -> anyhow::Result<HostSecret> {
+    let mut bytes = [0; 32];
+    anyhow::ensure!(
+        text.len() == 64 && text.is_ascii(),
+        "it is not 64 digits long"
+    );
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits)?, 16)?;
+    }
+    Ok(HostSecret::new(bytes))
+}
+
+/// The text of a file that is made the first time it is asked for, whole or not at all. `steps` are told when it has been
+/// written, and when it has its name.
+fn made_once(
+    root: &Path,
+    name: &str,
+    mode: u32,
+    make: impl FnOnce() -> anyhow::Result<String>,
+    steps: [fn(); 2],
+) -> anyhow::Result<String> {
+    let path = root.join(name);
     match std::fs::read_to_string(&path) {
-        Ok(text) => text
-            .trim()
-            .parse()
-            .with_context(|| format!("{} is damaged", path.display())),
+        Ok(text) => Ok(text.trim().to_owned()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let mut entropy = [0; 3];
-            rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
-                .context("the kernel gave no random bytes")?;
-            let id = InstallationId::from_entropy(entropy);
-            let aside = root.join(".installation.new");
-            let mut file = File::create(&aside)
+            let [written, named] = steps;
+            let text = make()?;
+            let aside = root.join(format!(".{name}.new"));
+            OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(mode)
+                .open(&aside)
+                .and_then(|mut file| {
+                    writeln!(file, "{text}")?;
+                    file.sync_all()
+                })
                 .with_context(|| format!("cannot write {}", aside.display()))?;
-            writeln!(file, "{id}")
-                .and_then(|()| file.sync_all())
-                .context("cannot write the installation's id")?;
-            reached("start.installation-written-aside");
-            std::fs::rename(&aside, &path).context("cannot write the installation's id")?;
-            reached("start.installation-named");
+            written();
+            std::fs::rename(&aside, &path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            named();
             File::open(root)
                 .and_then(|directory| directory.sync_all())
-                .context("cannot write the installation's id")?;
-            Ok(id)
+                .with_context(|| format!("cannot write to {}", root.display()))?;
+            Ok(text)
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
+}
+
+/// The id in `<data>/installation`, made the first time.
+fn installation_id(root: &Path) -> anyhow::Result<InstallationId> {
+    let text = made_once(
+        root,
+        "installation",
+        0o644,
+        || {
+            let mut entropy = [0; 3];
+            rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())
+                .context("the kernel gave no random bytes")?;
+            Ok(InstallationId::from_entropy(entropy).to_string())
+        },
+        [
+            || reached("start.installation-written-aside"),
+            || reached("start.installation-named"),
+        ],
+    )?;
+    text.parse()
+        .with_context(|| format!("{} is damaged", root.join("installation").display()))
 }
 
 #[cfg(test)]

@@ -114,6 +114,7 @@ Examples:
   JWT_SECRET=… warren server --listen 0.0.0.0    For other machines: every request needs a token
   warren server --network user                   Without privileges
   warren server --container-service off          REST only, without the gRPC API
+  warren server --ssh-listen 0.0.0.0:2222        ssh -p 2222 USER+NAME@HOST, for keys in NAME's authorized_keys
 
 The gRPC API container.ContainerService is on port 50064, with health and reflection:
   grpcurl -plaintext localhost:50064 list
@@ -203,6 +204,10 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     // First: who cannot listen leaves nothing behind.
     let listeners = bind(address, "--port").await?;
     let container_service = bind_container_service(&config).await?;
+    let ssh_listener = match config.ssh_listen {
+        Some(address) => Some(bind_ssh(address).await?),
+        None => None,
+    };
     let data = DataDir::open(&config.data_dir)?;
     let stopping = CancellationToken::new();
     let record::Opened { store, doubt } = record::open(&data, Older::BringUpToDate)
@@ -214,6 +219,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     reached("start.instances-adopted");
     let mut settings = Settings::new(data.installation.clone(), data.uploads());
     settings.doubt = doubt;
+    settings.ssh_secret = data.ssh_secret()?;
     settings.starts = config.start_limit;
     settings.container_service = match config.container_service {
         Switch::On => ContainerService::Served,
@@ -248,6 +254,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         );
     }
     tokio::spawn(stop_on_signal(stopping.clone())?);
+    let gateway = ssh_listener.map(|listener| {
+        let key = app.ssh_gateway_key().fingerprint();
+        tracing::info!(address = ?listener.local_addr(), key, "the SSH gateway is listening");
+        tokio::spawn(warren_control::serve_ssh(listener, app.clone()))
+    });
     let timekeeping = tokio::spawn(clock.keep(stopping.clone()));
     let served = tokio::try_join!(
         warren_control::serve(listeners, app.clone(), auth.clone(), stopping.clone()),
@@ -260,6 +271,10 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         ),
     );
     stopping.cancel();
+    if let Some(gateway) = gateway {
+        // Its connections end with the word to stop. A panic of it would be in the log.
+        drop(gateway.await);
+    }
     if tokio::time::timeout(BACKGROUND_GRACE, app.stopped())
         .await
         .is_err()
@@ -300,6 +315,12 @@ async fn bind_container_service(config: &Config) -> anyhow::Result<Vec<TcpListen
             Ok(Vec::new())
         }
     }
+}
+
+async fn bind_ssh(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: stop what does, or choose another --ssh-listen")
+    })
 }
 
 /// Loopback is two addresses: clients that say `localhost` may try either first.

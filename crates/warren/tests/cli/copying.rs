@@ -1,65 +1,14 @@
 //! `warren cp` out of an instance whose guest lies: whatever comes, nothing is written beside the place that it is for.
 
 use crate::double::Double;
-use crate::{ask, err};
+use crate::{ask, err, lies};
 use axum::Json;
 use axum::extract::Path as Parameter;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use serde_json::{Value, json};
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use warren_tar::{Entry, EntryKind, Writer};
-
-/// What an instance sends, by its name.
-fn archive_of(lie: &str) -> Vec<u8> {
-    let file = |path: &str, size: u64| {
-        let segments = None;
-        Entry::plain(path, EntryKind::File { size, segments })
-    };
-    let link = |path: &str, target: &str| Entry::plain(path, EntryKind::Symlink(target.into()));
-    let hard = |path: &str, target: &str| Entry::plain(path, EntryKind::HardLink(target.into()));
-    let directory = |path: &str| Entry::plain(path, EntryKind::Directory);
-    let entries = match lie {
-        "parent" => vec![file("../canary", 4)],
-        "deep" => vec![directory("a/"), file("a/../../../canary", 4)],
-        "absolute" => vec![file("/canary", 4)],
-        "through" => vec![link("a", ".."), file("a/canary", 4)],
-        "twice" => vec![link("a", "../canary"), directory("a/"), file("a/x", 4)],
-        "hard" => vec![hard("a", "../canary"), file("a", 4)],
-        "above" => vec![file("..", 4)],
-        "device" => vec![
-            Entry::plain("null", EntryKind::Character(1, 3)),
-            file("x", 4),
-        ],
-        "escapes" => vec![
-            Entry::plain("pipe\u{1b}]0;owned\u{7}\n", EntryKind::Fifo),
-            file("x", 4),
-        ],
-        "promises" => vec![file("x", 1 << 62)],
-        _ => vec![file("x", 4)],
-    };
-    let mut archive = Vec::new();
-    let mut writer = Writer::new(&mut archive);
-    let written = entries.iter().try_for_each(|entry| {
-        writer.entry(entry)?;
-        let data = b"evil".repeat(usize::from(entry.kind.stored() > 0));
-        writer.write_all(&data)
-    });
-    written
-        .and_then(|()| match lie {
-            "promises" => Ok(()),
-            _ => writer.finish().map(drop),
-        })
-        .unwrap();
-    match lie {
-        "cut" => archive.truncate(514),
-        "endless" => archive.truncate(archive.len() - warren_tar::END),
-        _ => {}
-    }
-    archive
-}
 
 /// `GET /instances/{id}/stat`: every path is a directory, or of another kind than what comes.
 pub(crate) async fn stat(Parameter(lie): Parameter<String>) -> Json<Value> {
@@ -79,7 +28,7 @@ pub(crate) async fn cp(Parameter(lie): Parameter<String>, socket: WebSocketUpgra
 async fn tell(socket: &mut WebSocket, lie: &str) -> Result<(), axum::Error> {
     let text = |value: Value| Message::Text(value.to_string().into());
     let _start = socket.recv().await;
-    let archive = archive_of(lie);
+    let archive = lies::archive(lie);
     // In pieces that no header fits into.
     for piece in archive.chunks(100) {
         socket.send(Message::Binary(piece.to_vec().into())).await?;

@@ -66,6 +66,7 @@ impl Double {
             .route("/instances", get(list).post(create))
             .route("/instances/{id}", get(one).delete(delete))
             .route("/instances/{id}/stop", post(stop))
+            .route("/instances/{id}/stats", get(crate::usage::stats))
             .route("/instances/{id}/wait", get(wait))
             .route("/instances/{id}/commit", post(commit))
             .route("/instances/{id}/logs", get(logs))

@@ -6,6 +6,8 @@ mod commit;
 mod copying;
 mod debug;
 mod double;
+#[path = "../../../../tests/lies.rs"]
+mod lies;
 mod operations;
 mod outlet;
 mod reaching;
@@ -13,14 +15,17 @@ mod reaching;
 mod skip;
 mod storage;
 mod upkeep;
+mod usage;
 
 use double::Double;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
-const COMMANDS: [&[&str]; 43] = [
+const COMMANDS: [&[&str]; 44] = [
     &["run"],
     &["exec"],
     &["cp"],
@@ -29,6 +34,7 @@ const COMMANDS: [&[&str]; 43] = [
     &["logs"],
     &["inspect"],
     &["stats"],
+    &["top"],
     &["events"],
     &["start"],
     &["stop"],
@@ -488,6 +494,30 @@ fn logs_keep_the_streams_apart() {
     let lines = out(&ask(&double, &["logs", "-o", "json", "web"]));
     let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
     assert_eq!(first["text"], "out");
+}
+
+#[test]
+fn logs_are_asked_for_by_time() {
+    let double = Double::start(None);
+    let until = "2026-01-31T12:00:00.5+01:00";
+    ask(
+        &double,
+        &["logs", "--since", "10m", "--until", until, "web"],
+    );
+    let requests = double.requests();
+    let asked = requests.last().unwrap();
+    assert!(
+        asked.contains("until=2026-01-31T12%3A00%3A00.5%2B01%3A00"),
+        "{asked}"
+    );
+    let (_, since) = asked.split_once("since=").unwrap();
+    let since = since.split('&').next().unwrap().replace("%3A", ":");
+    let since = OffsetDateTime::parse(&since, &Rfc3339).unwrap();
+    let ago = OffsetDateTime::now_utc() - since;
+    assert!((600..700).contains(&ago.whole_seconds()), "{ago}");
+    let wrong = ask(&double, &["logs", "--since", "10", "web"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(err(&wrong).contains("how long ago"), "{}", err(&wrong));
 }
 
 #[test]

@@ -15,7 +15,11 @@ mod filling;
 mod full;
 mod hanging;
 mod harness;
+mod leaving;
+#[path = "../../../../tests/lies.rs"]
+mod lies;
 mod losing;
+mod lying;
 mod repeating;
 mod scenarios;
 #[path = "../../../../tests/skip.rs"]

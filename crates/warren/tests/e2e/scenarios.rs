@@ -131,9 +131,33 @@ fn exec_runs_commands_in_a_running_instance(server: &Server) {
         back.len(),
         data.len()
     );
+    what_it_does_is_seen(server);
     let stopped = server.run(&["exec", "nobody", "true"]);
     assert!(!stopped.status.success());
     assert!(String::from_utf8_lossy(&stopped.stderr).contains("nobody"));
+}
+
+/// Two rounds of `warren top`, between which the guest of `box` writes.
+fn what_it_does_is_seen(server: &Server) {
+    const WRITE: &str = "while :; do head -c 1048576 /dev/zero > /written; sync; sleep 0.1; done";
+    let mut writing = server.cli(&["exec", "box", "sh", "-c", WRITE]);
+    let mut writing = writing.spawn().unwrap();
+    let seen = eventually("its writing is seen", 30, || {
+        let text = server.ok(&["top", "--rounds", "1", "-o", "json", "box"]);
+        let round: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let one = round["instances"][0].clone();
+        let written = one["disk_written_bytes_per_second"].as_f64();
+        (written.unwrap_or(0.0) > 1e5).then_some(one)
+    });
+    writing.kill().unwrap();
+    writing.wait().unwrap();
+    let known = |name: &str| seen[name].as_f64().unwrap();
+    assert!(known("cpu_percent") > 0.0, "{seen}");
+    assert!(known("guest_cpu_percent") >= 0.0, "{seen}");
+    // The guest has some of the memory, and its machine takes more than that.
+    let (inside, outside) = (known("guest_memory_used_bytes"), known("memory_rss_bytes"));
+    assert!(0.0 < inside && inside < outside, "{seen}");
+    assert!(seen["guest"]["tasks"].as_u64().unwrap() > 1, "{seen}");
 }
 
 fn page(port: u16) -> Option<String> {
@@ -275,6 +299,19 @@ fn logs_are_kept_followed_and_end(server: &Server) {
         server.ok(&["logs", "--tail", "2", "talk"]),
         "line 4\nline 5\n"
     );
+    // By the time that the guest read them at: its clock is the host's.
+    let lines = server.ok(&["logs", "-o", "json", "talk"]);
+    let third: serde_json::Value = serde_json::from_str(lines.lines().nth(2).unwrap()).unwrap();
+    let third = third["at"].as_str().unwrap();
+    for (period, expected) in [
+        (["--since", third], "line 3\nline 4\nline 5\n"),
+        (["--until", third], "line 1\nline 2\n"),
+        (["--since", "10m"], followed.as_str()),
+        (["--until", "10m"], ""),
+    ] {
+        let shown = server.ok(&[&["logs"][..], &period, &["talk"]].concat());
+        assert_eq!(shown, expected, "{period:?}");
+    }
     assert_eq!(server.ok(&["wait", "talk"]).trim(), "0");
     let console = server.ok(&["logs", "--source", "console", "talk"]);
     assert!(

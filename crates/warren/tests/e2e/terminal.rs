@@ -149,6 +149,31 @@ fn a_shell_by_exec_it_has_interrupts_window_size_and_exit_code() {
 }
 
 #[test]
+fn a_kept_shell_is_left_by_its_keys_and_come_back_to() {
+    if let Some(reason) = missing(Mode::Bridge) {
+        return skip("a_kept_shell_is_left_by_its_keys_and_come_back_to", &reason);
+    }
+    let server = Server::start(Mode::Bridge);
+    server.ok(&["run", "-d", "--name", "box", "busybox-web", "sleep", "1000"]);
+    let keep = ["exec", "-it", "--keep", "box", "sh"];
+    let mut person = Person::sits_down(&server, &keep, 24, 80);
+    person.waits_for("Ctrl-P Ctrl-Q leaves it running");
+    person.waits_for("# ");
+    person.types("word=kept-$((40+2))\r");
+    person.types("\x10\x11");
+    person.waits_for("goes back to it");
+    assert_eq!(person.exit_code(), Some(0));
+    let id = server.ok(&["execs", "box", "-o", "name"]).trim().to_owned();
+    let back = ["attach", "--exec", &id, "box"];
+    let mut person = Person::sits_down(&server, &back, 30, 90);
+    person.types("echo $word; stty size\r");
+    person.waits_for("kept-42");
+    person.waits_for("30 90");
+    person.types("exit 4\r");
+    assert_eq!(person.exit_code(), Some(4));
+}
+
+#[test]
 fn run_it_attaches_to_the_workload_itself() {
     if let Some(reason) = missing(Mode::Bridge) {
         return skip("run_it_attaches_to_the_workload_itself", &reason);

@@ -11,6 +11,7 @@ use crate::push::{CreatePushRequest, PUSH, PushEvent};
 use crate::storage::{
     ImageVerification, PruneImagesRequest, PruneImagesResponse, VerifyImageRequest,
 };
+use bytes::Bytes;
 use reqwest::Method;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,11 +19,20 @@ use std::time::Duration;
 /// How long reading or removing large images may take.
 const IMAGE_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// An OCI or docker archive, or a root-file-system tarball; plain or compressed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoadContent {
+    /// A file.
+    File(PathBuf),
+    /// In memory.
+    Bytes(Bytes),
+}
+
 /// What is uploaded by [`Client::load_image`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadSource {
-    /// A file: an OCI or docker archive, or a root-file-system tarball; plain or compressed.
-    pub path: PathBuf,
+    /// The archive.
+    pub content: LoadContent,
     /// The reference to give it.
     pub name: Option<String>,
     /// The id to give it.
@@ -176,13 +186,18 @@ impl Client {
         &self,
         source: &LoadSource,
     ) -> Result<TypedStream<ImageEvent>, ClientError> {
-        let unreadable = |e: std::io::Error| ClientError::Answer {
-            reason: format!("{} cannot be read: {e}", source.path.display()),
+        let (length, body) = match &source.content {
+            LoadContent::Bytes(bytes) => (bytes.len() as u64, reqwest::Body::from(bytes.clone())),
+            LoadContent::File(path) => {
+                let unreadable = |e: std::io::Error| ClientError::Answer {
+                    reason: format!("{} cannot be read: {e}", path.display()),
+                };
+                let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+                let length = file.metadata().await.map_err(unreadable)?.len();
+                let pieces = tokio_util::io::ReaderStream::with_capacity(file, 256 << 10);
+                (length, reqwest::Body::wrap_stream(pieces))
+            }
         };
-        let file = tokio::fs::File::open(&source.path)
-            .await
-            .map_err(unreadable)?;
-        let length = file.metadata().await.map_err(unreadable)?.len();
         let mut pairs: Vec<(&str, String)> = Vec::new();
         pairs.extend(source.name.clone().map(|name| ("name", name)));
         pairs.extend(source.id.clone().map(|id| ("id", id)));
@@ -190,9 +205,7 @@ impl Client {
             .request_with(Method::POST, &["images", "load"], &pairs)
             .header("content-type", "application/octet-stream")
             .header("content-length", length)
-            .body(reqwest::Body::wrap_stream(
-                tokio_util::io::ReaderStream::with_capacity(file, 256 << 10),
-            ));
+            .body(body);
         Ok(TypedStream::once(
             self.clone(),
             request,

@@ -6,12 +6,14 @@ use crate::client::{Client, ClientError, error};
 use crate::exec::LogEntry;
 use crate::image::events;
 use crate::instance::{
-    CreateInstanceRequest, Instance, InstanceState, InstanceStats, StartInstanceRequest,
-    UpdateInstanceRequest, WaitForStateResponse,
+    CreateInstanceRequest, Instance, InstanceState, StartInstanceRequest, UpdateInstanceRequest,
+    WaitForStateResponse,
 };
+use crate::stats::InstanceStats;
 use reqwest::Method;
 use std::time::Duration;
-use warren_core::ports::host_link::{Follow, LogSource};
+use time::format_description::well_known::Rfc3339;
+use warren_core::ports::host_link::{Follow, LogPeriod, LogSource};
 
 /// Whether a call returns when its effect can be seen, or at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,6 +43,8 @@ pub struct LogsQuery {
     pub tail: Option<u64>,
     /// Only after this line.
     pub after: Option<u64>,
+    /// Only what was written at these times.
+    pub period: LogPeriod,
     /// Whether to stay for more.
     pub follow: Follow,
 }
@@ -201,6 +205,11 @@ impl Client {
             pairs.push(("follow", "true".into()));
         }
         pairs.extend(query.tail.map(|tail| ("tail", tail.to_string())));
+        for (name, time) in [("since", query.period.since), ("until", query.period.until)] {
+            // A time that RFC 3339 cannot hold bounds nothing that a log has.
+            let time = time.and_then(|time| time.format(&Rfc3339).ok());
+            pairs.extend(time.map(|time| (name, time)));
+        }
         let client = self.clone();
         let id = id.to_owned();
         TypedStream::new(

@@ -17,7 +17,7 @@ use std::io::Write;
 use std::time::Duration;
 use warren_core::PortError;
 use warren_core::id::Prefixes;
-use warren_core::ports::host_link::{Follow, LogQuery, LogSource};
+use warren_core::ports::host_link::{LogQuery, LogSource};
 use warren_core::ports::store::Change;
 
 /// How long one part may take: a guest, a VMM or a disk that hangs is why bundles are made.
@@ -253,8 +253,7 @@ impl App {
                 let query = LogQuery {
                     source,
                     tail: Some(LINES),
-                    after: None,
-                    follow: Follow::No,
+                    ..LogQuery::default()
                 };
                 let mut lines = self.logs(view.intent.id.as_str(), query).await?;
                 let mut text = String::new();

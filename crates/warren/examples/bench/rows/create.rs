@@ -26,11 +26,6 @@ pub(crate) async fn measure(pairs: usize, report: &mut Report) -> anyhow::Result
         eprint!("\rcreate: {} of {pairs} pairs", pair + 1);
     }
     eprintln!();
-    let added: Vec<f64> = through
-        .iter()
-        .zip(&by_hand)
-        .map(|(ours, theirs)| ours - theirs)
-        .collect();
     report.rows.push(Row::of_pairs(
         "create",
         "create → guest ready",
@@ -40,12 +35,13 @@ pub(crate) async fn measure(pairs: usize, report: &mut Report) -> anyhow::Result
         &through,
         &by_hand,
     ));
-    report.rows.push(Row::of_bound(
+    report.rows.push(Row::of_difference(
         "create-added",
         "what Warren adds to it, median of the pairs",
         "ms",
         25.0,
-        &added,
+        &through,
+        &by_hand,
     ));
     report.breakdown = phases
         .into_iter()

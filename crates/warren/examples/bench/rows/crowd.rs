@@ -1,6 +1,6 @@
 //! Many instances: started against the same QEMUs under two workers, and a server restart among them.
 
-use crate::bare::{BareGuest, BareQemu};
+use crate::bare::{BareGuest, BareQemu, RawPort};
 use crate::report::{Aim, Report, Row};
 use crate::server::{BenchServer, Machines};
 use std::sync::Mutex;
@@ -77,7 +77,7 @@ async fn by_hand(bare: &BareQemu, instances: usize) -> anyhow::Result<f64> {
             if slot >= instances {
                 return anyhow::Ok(());
             }
-            let guest = bare.start(slot).await?;
+            let guest = bare.start(slot, RawPort::Absent).await?;
             running
                 .lock()
                 .map_err(|_| anyhow::anyhow!("a worker panicked"))?

@@ -1,6 +1,7 @@
 //! An OCI layout to a bootable disk: against unpacking it and making a file system of that, which is how it is done by
 //! hand, and against only decompressing and hashing its layers, which nobody can do without.
 
+use crate::command::run;
 use crate::report::{Aim, Report, Row};
 use crate::server::{BenchServer, Machines};
 use anyhow::Context;
@@ -80,7 +81,7 @@ pub(crate) async fn measure(pairs: usize, report: &mut Report) -> anyhow::Result
 }
 
 /// Makes the images where they are not made yet; where they are.
-fn layouts() -> anyhow::Result<PathBuf> {
+pub(crate) fn layouts() -> anyhow::Result<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/make-bench-images");
     let made = Command::new(script).stderr(Stdio::inherit()).output()?;
     anyhow::ensure!(made.status.success(), "the images could not be made");
@@ -128,16 +129,6 @@ fn decompress_and_hash(layout: &Path) -> anyhow::Result<f64> {
 
 fn millis(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1000.0
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("{command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "{command:?}: {said}");
-    Ok(())
 }
 
 fn document(path: &Path) -> anyhow::Result<serde_json::Value> {

@@ -1,6 +1,6 @@
 //! Memory of Warren for each running instance, and of its VMM against QEMU started by hand.
 
-use crate::bare::{BareQemu, qemu_in};
+use crate::bare::{BareQemu, RawPort, qemu_in};
 use crate::report::{Aim, Report, Row};
 use crate::server::{BenchServer, Machines};
 use anyhow::Context;
@@ -50,7 +50,7 @@ pub(crate) async fn measure(pairs: usize, report: &mut Report) -> anyhow::Result
                 ours.push(proportional_kib(qemu_in(&home)?.0)? / 1024.0);
                 server.delete(&format!("weighed-{pair}")).await?;
             } else {
-                let guest = bare.start(0).await?;
+                let guest = bare.start(0, RawPort::Absent).await?;
                 tokio::time::sleep(SETTLE).await;
                 theirs.push(proportional_kib(guest.pid())? / 1024.0);
             }

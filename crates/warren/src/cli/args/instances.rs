@@ -1,8 +1,11 @@
 //! The words of the commands about instances that exist.
 
-use crate::cli::values::{EnvWord, Filter, parse_env, parse_filter, parse_wait};
+use crate::cli::values::{
+    EnvWord, Filter, parse_env, parse_filter, parse_moment, parse_period, parse_wait,
+};
 use clap::{Args, ValueEnum};
 use std::time::Duration;
+use time::OffsetDateTime;
 
 /// Names, ids, or unambiguous beginnings of ids.
 #[derive(Debug, Clone, Args)]
@@ -17,13 +20,17 @@ Examples:
   warren exec web ls -l /var/log          Run a command and show its output
   warren exec -it web sh                  A shell, with your terminal's size and keys
   warren exec -u nobody -w /tmp -e A=1 web env
-  tar c . | warren exec -i web tar x -C /srv";
+  tar c . | warren exec -i web tar x -C /srv
+  warren exec -d web backup.sh            Start it, print its id, and leave it running
+  warren exec -it --keep web sh           A shell to leave (Ctrl-P Ctrl-Q) and come back to";
 
 /// Run a command in a running instance
 ///
 /// Runs COMMAND next to the instance's workload, with its environment and user unless told otherwise.
 /// The command's exit code becomes this program's own. With -t every key, Ctrl-C included, goes to
-/// the guest; without it Ctrl-C is passed on as a signal.
+/// the guest; without it Ctrl-C is passed on as a signal. A command ends with its connection, unless it
+/// was started with -d or --keep: `warren execs NAME` lists those, `warren attach --exec ID NAME` goes
+/// back to one.
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = EXEC_EXAMPLES,
@@ -48,6 +55,12 @@ pub(crate) struct ExecArgs {
     /// Kill the command after this time, such as 30s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_wait)]
     pub(crate) timeout: Option<Duration>,
+    /// Print the command's id and leave it running
+    #[arg(short = 'd', long)]
+    pub(crate) detach: bool,
+    /// Leave it running when you leave it, or the connection breaks
+    #[arg(long, conflicts_with = "detach")]
+    pub(crate) keep: bool,
     /// An instance's name or id, and what to run; everything after the name belongs to the command
     // One argument for both: only so does the command begin right after the name.
     #[arg(
@@ -75,19 +88,46 @@ const ATTACH_EXAMPLES: &str = "\
 Examples:
   warren attach web                       See what it writes from now on; type into it
   warren attach --no-stdin web            Only see
+  warren attach --exec 3f09c1d2aa web     Go back to a command of `warren execs web`
   Ctrl-P Ctrl-Q                           Leave it running (where it has a terminal)";
 
 /// Connect to an instance's workload
 ///
 /// Connects your terminal to the workload itself: its terminal if it was run with -t, else its output
 /// and, if it was run with -i, its input. Leaving does not stop it, unless Ctrl-C reaches a terminal
-/// whose program ends by it. Earlier output is in `warren logs`.
+/// whose program ends by it. Earlier output is in `warren logs`. With --exec it is a command that was
+/// started with `warren exec -d` or --keep, and its newest output is shown first.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = ATTACH_EXAMPLES)]
 pub(crate) struct AttachArgs {
     /// Do not send standard input
     #[arg(long)]
     pub(crate) no_stdin: bool,
+    /// A command beside the workload, by its id
+    #[arg(long, value_name = "ID")]
+    pub(crate) exec: Option<String>,
+    /// An instance's name or id
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+const EXECS_EXAMPLES: &str = "\
+Examples:
+  warren execs web                        What was left running, and what has ended
+  warren execs web -o json | jq -r '.[] | select(.state == \"running\") | .id'
+  warren execs web --remove 3f09c1d2aa    End it, if it runs, and forget it";
+
+/// List commands that run without a connection
+///
+/// Shows the commands that were started with `warren exec -d` or --keep in an instance: those that run
+/// and those that have ended, with their exit codes. The guest keeps the newest 32 of them, and of each
+/// the newest 256 KiB of output, as long as it runs.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXECS_EXAMPLES)]
+pub(crate) struct ExecsArgs {
+    /// End this one, if it runs, and forget it
+    #[arg(long = "remove", value_name = "ID")]
+    pub(crate) removed: Vec<String>,
     /// An instance's name or id
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
@@ -122,6 +162,7 @@ const LOGS_EXAMPLES: &str = "\
 Examples:
   warren logs web                         All output that is kept
   warren logs -f --tail 20 web            The last 20 lines, and what follows
+  warren logs --since 1h --until 10m web  An hour ago, up to ten minutes ago
   warren logs --source console web        The guest kernel's and agent's messages
   warren logs web 2>/dev/null             Only what it wrote to its stdout";
 
@@ -139,6 +180,12 @@ pub(crate) struct LogsArgs {
     /// Only the last N lines
     #[arg(short = 'n', long, value_name = "N")]
     pub(crate) tail: Option<u64>,
+    /// Only what was written at this time or later: 2026-01-31T12:00:00Z, or how long ago, such as 10m
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    pub(crate) since: Option<OffsetDateTime>,
+    /// Only what was written before this time; with -f, it ends then
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    pub(crate) until: Option<OffsetDateTime>,
     /// Whose output
     #[arg(long, value_enum, default_value_t, value_name = "SOURCE")]
     pub(crate) source: LogSource,
@@ -202,6 +249,51 @@ pub(crate) struct StatsArgs {
     /// Names or ids of instances; all that run when absent
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
+}
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  warren top                              All that run, the busiest first
+  warren top --sort disk --every 5s       Who reads and writes most, every five seconds
+  warren top --rounds 1 -o wide web       One instance, once, with everything
+  warren top -o json                      One line of JSON each round";
+
+/// Watch what instances do
+///
+/// Processor share, memory as the host and as the guest see it, and how fast disks and networks are read and
+/// written, of the named instances or of all that run; refreshed until Ctrl-C. Shares are of one processor.
+/// What only a guest can say is missing while it is silent.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = TOP_EXAMPLES)]
+pub(crate) struct TopArgs {
+    /// What the first one has most of
+    #[arg(short = 's', long, value_enum, default_value_t, value_name = "WHAT")]
+    pub(crate) sort: TopOrder,
+    /// Time between two rounds, such as 5s
+    #[arg(short = 'e', long, value_name = "TIME", default_value = "2s", value_parser = parse_period)]
+    pub(crate) every: Duration,
+    /// End after so many rounds
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rounds: Option<u64>,
+    /// Names or ids of instances; all that run when absent
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// `--sort`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum TopOrder {
+    /// Processor time
+    #[default]
+    Cpu,
+    /// Memory of its machine
+    Memory,
+    /// Bytes read and written
+    Disk,
+    /// Bytes received and sent
+    Network,
+    /// Nothing: by name
+    Name,
 }
 
 const EVENTS_EXAMPLES: &str = "\

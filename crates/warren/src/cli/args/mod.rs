@@ -9,6 +9,7 @@ mod instances;
 mod operations;
 mod run;
 mod settings;
+mod ssh;
 mod storage;
 
 pub(crate) use commit::CommitArgs;
@@ -19,12 +20,13 @@ pub(crate) use images::{
     SaveFormat,
 };
 pub(crate) use instances::{
-    AttachArgs, EventsArgs, ExecArgs, InspectArgs, LogSource, LogsArgs, NamesArgs, PsArgs,
-    RemoveArgs, StatsArgs, WaitArgs,
+    AttachArgs, EventsArgs, ExecArgs, ExecsArgs, InspectArgs, LogSource, LogsArgs, NamesArgs,
+    PsArgs, RemoveArgs, StatsArgs, TopArgs, TopOrder, WaitArgs,
 };
 pub(crate) use operations::{OperationsArgs, OperationsCommand};
 pub(crate) use run::{NetworkChoice, PullPolicy, RunArgs};
 pub(crate) use settings::{CompletionArgs, ContextArgs, ContextCommand, VersionArgs};
+pub(crate) use ssh::{SshArgs, with_ssh_words_apart};
 pub(crate) use storage::{DfArgs, ImageCommand, PruneArgs, SystemCommand, VerifyArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -37,6 +39,7 @@ Getting started:
   warren exec -it web sh                             A shell inside
   warren logs -f web                                 Its output
   warren cp ./site web:/srv                          Files in, and out
+  warren ssh web                                     Log in, with ssh and all that it can
   warren rm -f web                                   Stop it and remove everything of it
 
 Exit codes:
@@ -135,12 +138,15 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     Exec(ExecArgs),
     Attach(AttachArgs),
+    Execs(ExecsArgs),
     Cp(CopyArgs),
+    Ssh(SshArgs),
     #[command(visible_alias = "ls")]
     Ps(PsArgs),
     Logs(LogsArgs),
     Inspect(InspectArgs),
     Stats(StatsArgs),
+    Top(TopArgs),
     Events(EventsArgs),
     /// Start stopped instances
     ///

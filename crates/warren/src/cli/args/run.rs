@@ -80,6 +80,9 @@ pub(crate) struct RunArgs {
     /// The guest's host name; made from its name when absent
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
+    /// Let root log in with this public key, such as ~/.ssh/id_ed25519.pub: for sshd in the image, and the SSH gateway
+    #[arg(long = "ssh-key", value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) ssh_keys: Vec<std::path::PathBuf>,
     /// Which hypervisor: auto, qemu-microvm, qemu, cloud-hypervisor, firecracker, …
     #[arg(long, value_name = "HYPERVISOR", value_parser = parse_hypervisor)]
     pub(crate) hypervisor: Option<Hypervisor>,

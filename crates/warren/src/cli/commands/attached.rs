@@ -1,5 +1,6 @@
 //! `warren exec` and `warren attach`: a person joined to a process in a guest.
 
+use super::execs::{self, Typing};
 use super::logs::{Escapes, LineWriter, Times};
 use super::{Outcome, Session};
 use crate::cli::args::{AttachArgs, ExecArgs};
@@ -8,6 +9,8 @@ use crate::cli::session::{Ended, Input, Keys, exit_code, join, signal_code};
 use crate::cli::terminal::{Size, stdin_is_terminal};
 use crate::cli::values::resolve_env;
 use futures::StreamExt;
+use std::time::Duration;
+use warren_api::DetachedExecStart;
 use warren_api::client::LogsQuery;
 use warren_api::exec::{ExecStart, TerminalSize};
 use warren_api::instance::Instance;
@@ -48,16 +51,27 @@ pub(super) async fn exec(session: &Session, args: ExecArgs) -> Outcome {
     };
     let name = args.name().to_owned();
     let size = args.tty.then(terminal_size);
+    if args.detach || args.keep {
+        let is_kept = args.keep;
+        let start = detached_start(args, size);
+        if !is_kept {
+            return execs::start(session, &name, start).await;
+        }
+        // Without input it has an empty one from its start on.
+        let input = match input {
+            Input::Stdin => Input::Stdin,
+            Input::Empty | Input::Untouched => Input::Untouched,
+        };
+        let exec = session.client.start_exec(&name, &start).await?;
+        return execs::follow(session, &name, &exec.id, size, (input, keys)).await;
+    }
     let start = ExecStart {
         command: args.command().to_vec(),
         tty: args.tty,
         env: resolve_env(args.env, |name| std::env::var(name).ok()),
         cwd: args.workdir,
         user: args.user,
-        timeout: args
-            .timeout
-            .map(|timeout| timeout.as_millis().div_ceil(1000))
-            .map(|seconds| u64::try_from(seconds).unwrap_or(u64::MAX)),
+        timeout: args.timeout.map(whole_seconds),
         wait_for_agent: None,
         rows: size.map(|size| size.rows),
         cols: size.map(|size| size.cols),
@@ -80,8 +94,34 @@ pub(super) async fn exec(session: &Session, args: ExecArgs) -> Outcome {
     }
 }
 
+fn whole_seconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u64::MAX)
+}
+
+fn detached_start(args: ExecArgs, size: Option<TerminalSize>) -> DetachedExecStart {
+    DetachedExecStart {
+        id: None,
+        command: args.command().to_vec(),
+        tty: args.tty,
+        stdin: args.interactive,
+        env: resolve_env(args.env, |name| std::env::var(name).ok()),
+        cwd: args.workdir,
+        user: args.user,
+        timeout: args.timeout.map(whole_seconds),
+        rows: size.map(|size| size.rows),
+        cols: size.map(|size| size.cols),
+    }
+}
+
 /// `warren attach`
 pub(super) async fn attach(session: &Session, args: AttachArgs) -> Outcome {
+    if let Some(exec) = &args.exec {
+        let typing = match args.no_stdin {
+            true => Typing::Kept,
+            false => Typing::Sent,
+        };
+        return execs::attach(session, &args.name, exec, typing).await;
+    }
     let instance = session.client.instance(&args.name).await?;
     if !instance.open_stdin {
         return watch(session, &instance).await;

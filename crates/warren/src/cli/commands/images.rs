@@ -6,12 +6,13 @@ use crate::cli::failure::CliError;
 use crate::cli::output::{Chatter, Detail};
 use crate::cli::progress::{ImageBars, transfer};
 use crate::cli::text::{bytes, short_digest};
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
-use warren_api::client::{ClientError, ListQuery, LoadSource};
+use warren_api::client::{ClientError, ListQuery, LoadContent, LoadSource};
 use warren_api::image::{CreateImageRequest, Image, ImageEvent};
 use warren_api::push::{CreatePushRequest, PushEvent};
 use warren_core::image::ImageProgress;
@@ -168,17 +169,22 @@ pub(super) async fn push(session: &Session, args: PushArgs) -> Outcome {
     Ok(0)
 }
 
-/// What is uploaded: a file of the person's, or one made here that is removed afterwards.
+/// A layout that is larger is packed into a file.
+const PACKED_IN_MEMORY: u64 = 64 << 20;
+
+/// What is uploaded: a file of the person's, one made here that is removed afterwards, or what fits into memory.
 enum Upload {
     Given(PathBuf),
     Made(NamedTempFile),
+    Packed(Bytes),
 }
 
 impl Upload {
-    fn path(&self) -> &Path {
+    fn content(&self) -> LoadContent {
         match self {
-            Upload::Given(path) => path,
-            Upload::Made(file) => file.path(),
+            Upload::Given(path) => LoadContent::File(path.clone()),
+            Upload::Made(file) => LoadContent::File(file.path().to_owned()),
+            Upload::Packed(bytes) => LoadContent::Bytes(bytes.clone()),
         }
     }
 }
@@ -200,13 +206,9 @@ fn scratch() -> Result<NamedTempFile, CliError> {
     })
 }
 
-/// An OCI layout directory (image-spec v1.1, `image-layout.md`) as a tar of its own parts and nothing else
-/// that lies around there.
-fn pack_layout(
-    directory: &Path,
-    to: &mut impl io::Write,
-    progress: &impl Fn(u64),
-) -> Result<(), CliError> {
+/// The parts of an OCI layout directory (image-spec v1.1, `image-layout.md`) with their sizes, and nothing else that lies around
+/// there; from the top, in order of name.
+fn parts_of_layout(directory: &Path) -> Result<Vec<(PathBuf, u64)>, CliError> {
     if !directory.join("oci-layout").is_file() || !directory.join("index.json").is_file() {
         return Err(CliError::refused(
             format!(
@@ -219,26 +221,37 @@ fn pack_layout(
             ),
         ));
     }
-    let mut archive = tar::Builder::new(to);
-    let mut append = |relative: &Path| -> Result<(), CliError> {
-        let path = directory.join(relative);
-        let mut file = File::open(&path).map_err(at(&path))?;
-        archive
-            .append_file(relative, &mut file)
-            .map_err(at(&path))?;
-        progress(file.metadata().map_err(at(&path))?.len());
-        Ok(())
-    };
-    append(Path::new("oci-layout"))?;
-    append(Path::new("index.json"))?;
+    let mut parts = vec![PathBuf::from("oci-layout"), PathBuf::from("index.json")];
     let blobs = directory.join("blobs");
     for algorithm in sorted(&blobs)? {
-        let here = blobs.join(&algorithm);
-        for blob in sorted(&here)? {
-            if here.join(&blob).is_file() {
-                append(&Path::new("blobs").join(&algorithm).join(&blob))?;
-            }
+        for blob in sorted(&blobs.join(&algorithm))? {
+            parts.push(Path::new("blobs").join(&algorithm).join(&blob));
         }
+    }
+    let mut sized = Vec::with_capacity(parts.len());
+    for part in parts {
+        let path = directory.join(&part);
+        let metadata = std::fs::metadata(&path).map_err(at(&path))?;
+        if metadata.is_file() {
+            sized.push((part, metadata.len()));
+        }
+    }
+    Ok(sized)
+}
+
+/// These parts of a directory as a tar archive.
+fn pack(
+    directory: &Path,
+    parts: &[(PathBuf, u64)],
+    to: &mut impl io::Write,
+    progress: &impl Fn(u64),
+) -> Result<(), CliError> {
+    let mut archive = tar::Builder::new(to);
+    for (part, size) in parts {
+        let path = directory.join(part);
+        let mut file = File::open(&path).map_err(at(&path))?;
+        archive.append_file(part, &mut file).map_err(at(&path))?;
+        progress(*size);
     }
     let to = archive.into_inner().map_err(at(directory))?;
     to.flush().map_err(at(directory))
@@ -266,13 +279,19 @@ fn prepare(session: &Session, path: &Path) -> Result<Upload, CliError> {
     }
     let metadata = std::fs::metadata(path).map_err(at(path))?;
     if metadata.is_dir() {
+        let parts = parts_of_layout(path)?;
+        if parts.iter().map(|(_, size)| size).sum::<u64>() <= PACKED_IN_MEMORY {
+            let mut packed = Vec::new();
+            pack(path, &parts, &mut packed, &|_| {})?;
+            return Ok(Upload::Packed(packed.into()));
+        }
         let mut file = scratch()?;
         let bar = transfer(&session.out, &format!("packing {}", path.display()), None);
-        let packed = pack_layout(path, &mut io::BufWriter::new(file.as_file_mut()), &|n| {
-            bar.inc(n);
-        });
+        let mut writer = io::BufWriter::new(file.as_file_mut());
+        let packed = pack(path, &parts, &mut writer, &|n| bar.inc(n));
         bar.finish_and_clear();
         packed?;
+        drop(writer);
         return Ok(Upload::Made(file));
     }
     if !metadata.is_file() {
@@ -289,7 +308,7 @@ fn prepare(session: &Session, path: &Path) -> Result<Upload, CliError> {
 pub(super) async fn load(session: &Session, args: LoadArgs) -> Outcome {
     let upload = prepare(session, &args.path)?;
     let source = LoadSource {
-        path: upload.path().to_owned(),
+        content: upload.content(),
         name: args.name,
         id: args.id,
     };
@@ -333,7 +352,8 @@ mod tests {
             std::fs::write(root.join(name), text).unwrap();
         }
         let mut packed = Vec::new();
-        pack_layout(root, &mut packed, &|_| {}).unwrap();
+        let parts = parts_of_layout(root).unwrap();
+        pack(root, &parts, &mut packed, &|_| {}).unwrap();
         let mut archive = tar::Archive::new(packed.as_slice());
         let names: Vec<String> = archive
             .entries()
@@ -346,7 +366,7 @@ mod tests {
     #[test]
     fn a_directory_that_is_no_layout_is_refused_with_the_way_to_send_it() {
         let directory = tempfile::tempdir().unwrap();
-        let error = pack_layout(directory.path(), &mut Vec::new(), &|_| {}).unwrap_err();
+        let error = parts_of_layout(directory.path()).unwrap_err();
         assert!(error.sentence().contains("not an OCI layout"), "{error}");
         assert!(error.hint().unwrap().contains("warren load -"));
     }

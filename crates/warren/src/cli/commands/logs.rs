@@ -10,7 +10,7 @@ use std::io::IsTerminal;
 use time::format_description::well_known::Rfc3339;
 use warren_api::client::LogsQuery;
 use warren_api::exec::{LogEntry, LogStream};
-use warren_core::ports::host_link::{Follow, LogSource};
+use warren_core::ports::host_link::{Follow, LogPeriod, LogSource};
 
 /// Whether lines have their time before them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +86,10 @@ pub(super) async fn logs(session: &Session, args: LogsArgs) -> Outcome {
         },
         tail: args.tail,
         after: None,
+        period: LogPeriod {
+            since: args.since,
+            until: args.until,
+        },
         follow: if args.follow { Follow::Yes } else { Follow::No },
     };
     let times = if args.timestamps {

@@ -5,6 +5,7 @@ mod commit;
 mod copy;
 mod debug;
 mod delivery;
+mod execs;
 mod export;
 mod images;
 mod instances;
@@ -14,8 +15,11 @@ mod request;
 mod run;
 mod save;
 mod settings;
+mod ssh;
 mod stats;
 mod storage;
+mod top;
+mod usage;
 mod watch;
 
 use super::args::{Command, DebugCommand, Global, ImageCommand, SystemCommand};
@@ -82,6 +86,8 @@ pub(crate) fn client_of(global: &Global) -> Result<Client, CliError> {
 pub(crate) fn own_failure(command: &Command) -> u8 {
     match command {
         Command::Run(_) | Command::Exec(_) | Command::Attach(_) => OWN_FAILURE,
+        // As ssh's own.
+        Command::Ssh(_) => 255,
         _ => 1,
     }
 }
@@ -93,11 +99,14 @@ pub(crate) async fn execute(command: Command, global: &Global, out: &Output) -> 
         Command::Run(args) => run::run(&with_server()?, *args).await,
         Command::Exec(args) => attached::exec(&with_server()?, args).await,
         Command::Attach(args) => attached::attach(&with_server()?, args).await,
+        Command::Execs(args) => execs::execs(&with_server()?, args).await,
         Command::Cp(args) => copy::copy(&with_server()?, args).await,
+        Command::Ssh(args) => ssh::ssh(with_server, args, global, out).await,
         Command::Ps(args) => instances::ps(&with_server()?, args).await,
         Command::Logs(args) => logs::logs(&with_server()?, args).await,
         Command::Inspect(args) => instances::inspect(&with_server()?, args).await,
         Command::Stats(args) => stats::stats(&with_server()?, args).await,
+        Command::Top(args) => top::top(&with_server()?, args).await,
         Command::Events(args) => watch::events(&with_server()?, args).await,
         Command::Start(args) => instances::start(&with_server()?, args).await,
         Command::Stop(args) => instances::stop(&with_server()?, args).await,

@@ -10,12 +10,13 @@ use crate::cli::failure::CliError;
 use crate::cli::session::{Ended, Input, Keys, exit_code, feed_only, join, signal_code};
 use crate::cli::values::{read_env_file, resolve_env};
 use futures::StreamExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use warren_api::client::{ClientError, CreateOptions, LogsQuery, UntilReady};
 use warren_api::image::CreateImageRequest;
-use warren_api::instance::{Instance, InstanceState, WaitForStateResponse};
+use warren_api::instance::{CreateInstanceRequest, Instance, InstanceState, WaitForStateResponse};
 use warren_core::ports::host_link::Follow;
 
 /// How long a machine may take to be there before attaching to it is given up.
@@ -30,6 +31,27 @@ const LAST_REQUEST: Duration = Duration::from_secs(10);
 const ONE_PRESS: Duration = Duration::from_millis(300);
 /// Names made up before it is somebody's fault that all are taken.
 const NAMES: u32 = 5;
+
+/// The keys in these files: one a line, as ssh-keygen(1) writes them; comments and empty lines are none.
+fn read_keys(files: &[PathBuf]) -> Result<Vec<String>, CliError> {
+    let mut keys = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).map_err(|source| CliError::File {
+            what: file.display().to_string(),
+            source,
+        })?;
+        if text.contains("PRIVATE KEY") {
+            return Err(CliError::refused(
+                format!("{} is a private key", file.display()),
+                format!("name the public one: {}.pub", file.display()),
+            ));
+        }
+        let lines = text.lines().map(str::trim);
+        let found = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        keys.extend(found.map(str::to_owned));
+    }
+    Ok(keys)
+}
 
 async fn pull(session: &Session, args: &RunArgs) -> Result<(), CliError> {
     let request = CreateImageRequest {
@@ -52,6 +74,7 @@ async fn create(
     }
     words.extend(args.env.iter().cloned());
     let env = resolve_env(words, |name| std::env::var(name).ok());
+    let ssh_keys = read_keys(&args.ssh_keys)?;
     if args.pull == PullPolicy::Always {
         pull(session, args).await?;
     }
@@ -66,7 +89,10 @@ async fn create(
             until,
             idempotency_key: None,
         };
-        let request = request(args, name, env.clone());
+        let request = CreateInstanceRequest {
+            ssh_keys: ssh_keys.clone(),
+            ..request(args, name, env.clone())
+        };
         match session.client.create_instance(&request, &options).await {
             Ok(instance) => {
                 for warning in &instance.warnings {

@@ -314,10 +314,10 @@ impl Stage {
     fn perform(&mut self, operation: Operation, environment: &[(&str, &str)]) {
         match operation {
             Operation::Install => {
-                let installed = self.server.data().join("installation");
-                let kept = self.server.data().join("installation.kept");
-                if installed.exists() {
-                    std::fs::rename(&installed, &kept).unwrap();
+                for (made, kept) in self.made_once() {
+                    if made.exists() {
+                        std::fs::rename(made, kept).unwrap();
+                    }
                 }
                 self.spawn(environment);
             }
@@ -339,6 +339,15 @@ impl Stage {
         }
     }
 
+    /// What a server makes in an empty data directory and never again, and where it is put aside.
+    fn made_once(&self) -> [(PathBuf, PathBuf); 2] {
+        ["installation", "ssh-secret"].map(|name| {
+            let made = self.server.data().join(name);
+            let kept = made.with_extension("kept");
+            (made, kept)
+        })
+    }
+
     /// Waits until all is as one of these states says, and record and host agree.
     fn settle(&mut self, operation: Operation, states: &[State]) {
         let started = Instant::now();
@@ -347,8 +356,9 @@ impl Stage {
                 self.server.until_healthy();
                 // Back to the installation that the stage is of.
                 self.server.kill();
-                let kept = self.server.data().join("installation.kept");
-                std::fs::rename(kept, self.server.data().join("installation")).unwrap();
+                for (made, kept) in self.made_once() {
+                    std::fs::rename(kept, made).unwrap();
+                }
                 self.launch(&[]);
             }
             Operation::Restore => {
