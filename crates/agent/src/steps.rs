@@ -12,7 +12,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use warren_core::instance::{Desired, Exit, InstanceIntent, NetworkChoice};
 use warren_core::planner::Step;
-use warren_core::ports::hypervisor::{Disk, DiskAccess, MachineConfig, ProcessIdentity};
+use warren_core::ports::hypervisor::{
+    Disk, DiskAccess, MachineConfig, ProcessIdentity, VMM_NOT_RUNNING,
+};
 use warren_core::ports::network::Attachment;
 use warren_core::ports::{Hypervisor, InstanceHome};
 use warren_core::{ErrorClass, PortError, Timestamp};
@@ -207,12 +209,13 @@ impl StepScope<'_> {
         };
         tokio::select! {
             biased;
-            result = step => result,
+            // Gone before the step had begun: the same as gone while it is carried out.
+            result = step => result.map_err(|error| match error.code {
+                VMM_NOT_RUNNING => machine_ended(),
+                _ => error,
+            }),
             () = other_wish => Err(PortError::retry(INTERRUPTED, "the user wants something else now")),
-            _ = self.hypervisor.wait_exit(self.home()) => {
-                Err(PortError::retry("machine_ended", "the machine ended unexpectedly")
-                    .with_hint("see its console: warren logs --source console"))
-            }
+            _ = self.hypervisor.wait_exit(self.home()) => Err(machine_ended()),
         }
     }
 
@@ -466,6 +469,14 @@ fn at(step: Step, place: &str) {
 
 /// The code of a step that ended because the user wants something else: not a failure.
 pub(crate) const INTERRUPTED: &str = "interrupted";
+
+/// The code of a step that ended because its machine did.
+pub(crate) const MACHINE_ENDED: &str = "machine_ended";
+
+fn machine_ended() -> PortError {
+    PortError::retry(MACHINE_ENDED, "the machine ended unexpectedly")
+        .with_hint("see its console: warren logs --source console")
+}
 
 /// Text from a guest as it may be shown: bounded, one line, no control characters.
 pub(crate) fn printable(text: &str) -> String {

@@ -1,7 +1,7 @@
 //! What becomes of a step that failed: tried again after a pause, or its run is given up.
 
 use super::Actor;
-use crate::steps::{INTERRUPTED, printable};
+use crate::steps::{INTERRUPTED, MACHINE_ENDED, printable};
 use futures::StreamExt;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -38,7 +38,7 @@ impl Actor {
             // about this one.
             let ran = self.record.started_at.is_some() && self.process().is_some();
             let hopeless = error.class != ErrorClass::Retry || self.failures >= ATTEMPTS;
-            let ended = error.code == "machine_ended";
+            let ended = error.code == MACHINE_ENDED;
             if !taking_away && !ran && hopeless && !ended {
                 self.give_up(&error);
             } else if !ended {
@@ -97,7 +97,7 @@ pub(super) fn machine_ended(panic: Option<&str>) -> Failure {
     let why = panic.map_or_else(String::new, |words| format!(" ({words})"));
     Failure {
         class: ErrorClass::Retry,
-        code: "machine_ended".to_owned(),
+        code: MACHINE_ENDED.to_owned(),
         message: format!(
             "the machine ended before it was ready{why}: see its console with warren logs --source console"
         ),

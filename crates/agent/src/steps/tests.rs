@@ -9,17 +9,21 @@ mod support;
 use super::*;
 use crate::context::{AgentConfig, Ports};
 use crate::status_board::StatusBoard;
+use crate::{Agent, AgentLink};
+use futures::StreamExt;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use support::{Kernel, TurnClock, TurnDisks, TurnNetwork, Turns, installation, intent};
 use tokio::net::UnixStream;
-use warren_core::ports::Presence;
+use warren_core::planner::STARTS;
 use warren_core::ports::hypervisor::{HypervisorKind, VmmSeen};
+use warren_core::ports::{HostLink, Presence};
+use warren_core::state::StateName;
 use warren_guest::double::{Behaviour, Double};
 use warren_guest::protocol::AttachKey;
 use warren_hypervisor::Fake;
-use warren_hypervisor::fake::{GuestLine, GuestSide};
+use warren_hypervisor::fake::{Failure, GuestLine, GuestSide};
 use warren_image::{ImageStore, Options, WritableDisks};
 
 /// Guests that keep their state between hosts.
@@ -78,32 +82,38 @@ struct Sight {
     taps: usize,
 }
 
+/// A host with nothing on it, and what its kernel holds.
+fn host(data: &Path, hypervisor: Arc<dyn Hypervisor>) -> (AgentConfig, Ports, Arc<Mutex<Kernel>>) {
+    let turns = Turns::new(1);
+    let kernel = Arc::new(Mutex::new(Kernel::default()));
+    let config = AgentConfig {
+        data: data.to_owned(),
+        instances: data.join("instances"),
+        set_aside: data.join("set-aside"),
+        installation: installation(),
+        unusable: Vec::new(),
+    };
+    let store = Arc::new(ImageStore::open(data, Options::default()).unwrap());
+    let ports = Ports {
+        hypervisors: vec![hypervisor],
+        images: Arc::new(TurnDisks(Arc::clone(&turns))),
+        registry: store.clone(),
+        outlet: store.clone(),
+        commits: store,
+        volumes: Arc::new(WritableDisks::open(data).unwrap()),
+        network: Arc::new(TurnNetwork {
+            turns: Arc::clone(&turns),
+            kernel: Arc::clone(&kernel),
+        }),
+        clock: Arc::new(TurnClock::new(&turns)),
+    };
+    (config, ports, kernel)
+}
+
 impl World {
     fn new(data: &Path) -> Self {
-        let turns = Turns::new(1);
-        let kernel = Arc::new(Mutex::new(Kernel::default()));
         let hypervisor: Arc<dyn Hypervisor> = guests();
-        let config = AgentConfig {
-            data: data.to_owned(),
-            instances: data.join("instances"),
-            set_aside: data.join("set-aside"),
-            installation: installation(),
-            unusable: Vec::new(),
-        };
-        let store = Arc::new(ImageStore::open(data, Options::default()).unwrap());
-        let ports = Ports {
-            hypervisors: vec![Arc::clone(&hypervisor)],
-            images: Arc::new(TurnDisks(Arc::clone(&turns))),
-            registry: store.clone(),
-            outlet: store.clone(),
-            commits: store,
-            volumes: Arc::new(WritableDisks::open(data).unwrap()),
-            network: Arc::new(TurnNetwork {
-                turns: Arc::clone(&turns),
-                kernel: Arc::clone(&kernel),
-            }),
-            clock: Arc::new(TurnClock::new(&turns)),
-        };
+        let (config, ports, kernel) = host(data, Arc::clone(&hypervisor));
         let intent = intent(1, 1, Desired::Running);
         let home = InstanceHome {
             id: intent.id.clone(),
@@ -222,5 +232,39 @@ async fn every_step_and_every_teardown_done_twice_leaves_what_it_left_when_done_
             .await
             .unwrap_or_else(|error| panic!("{step:?}: {error:?}"));
         assert_eq!(world.look().await, nothing, "{step:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_vmm_that_is_gone_before_its_guest_is_looked_for_is_started_again_a_few_times() {
+    for deaths in 1..=STARTS {
+        let data = tempfile::tempdir().unwrap();
+        let machines = guests();
+        machines.inject(Failure::DiesAtStart(deaths));
+        let (config, ports, _kernel) = host(data.path(), machines);
+        let link = AgentLink(Agent::start(config, ports).unwrap());
+        link.sync(Vec::new()).await.unwrap();
+        let mut statuses = link.statuses().await.unwrap();
+        let mut intent = intent(1, 1, Desired::Running);
+        intent.spec.network = NetworkChoice::Disabled;
+        link.apply(intent).await.unwrap();
+        let settled = loop {
+            let status = statuses.next().await.unwrap();
+            if !matches!(
+                status.state.name(),
+                StateName::Created | StateName::Initializing
+            ) {
+                break status;
+            }
+        };
+        if deaths < STARTS {
+            assert_eq!(
+                settled.state.name(),
+                StateName::Running,
+                "{deaths}: {settled:?}"
+            );
+        } else {
+            assert_eq!(settled.failure.unwrap().code, MACHINE_ENDED);
+        }
     }
 }

@@ -195,6 +195,9 @@ pub enum Room {
 /// The code of what is said of an instance that is [`VmmSeen::Stalled`].
 pub const HOST_DISK_FULL: &str = "host_disk_full";
 
+/// The code of what asks something of a VMM that has ended, or that never was.
+pub const VMM_NOT_RUNNING: &str = "vmm_not_running";
+
 /// Resources a VMM process has used, as its host counts them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmmUsage {

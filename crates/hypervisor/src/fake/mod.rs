@@ -21,7 +21,7 @@ use warren_core::PortError;
 use warren_core::ports::InstanceHome;
 use warren_core::ports::hypervisor::{
     Accelerator, Hypervisor, HypervisorKind, HypervisorReport, MachineConfig, Pause,
-    ProcessIdentity, VmmSeen, VmmUsage,
+    ProcessIdentity, VMM_NOT_RUNNING, VmmSeen, VmmUsage,
 };
 use warren_crashpoint::reached;
 
@@ -214,7 +214,7 @@ fn write(home: &InstanceHome, state: &State) -> Result<(), PortError> {
 fn running(home: &InstanceHome) -> Result<State, PortError> {
     read(home)?
         .filter(|state| state.power != Power::Dead)
-        .ok_or_else(|| PortError::not_found("vmm_not_running", "the instance's VMM does not run"))
+        .ok_or_else(|| PortError::not_found(VMM_NOT_RUNNING, "the instance's VMM does not run"))
 }
 
 /// Ends the machine, if it is `process` or none is named.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use warren_core::ports::InstanceHome;
 use warren_core::ports::hypervisor::{
     Accelerator, HOST_DISK_FULL, Hypervisor, HypervisorKind, HypervisorReport, MachineConfig,
-    NicBackend, Pause, ProcessIdentity, Room, VmmSeen, VmmUsage,
+    NicBackend, Pause, ProcessIdentity, Room, VMM_NOT_RUNNING, VmmSeen, VmmUsage,
 };
 use warren_core::{ErrorClass, PortError};
 use warren_crashpoint::reached;
@@ -145,7 +145,7 @@ enum NicKind {
 }
 
 fn not_running() -> PortError {
-    PortError::not_found("vmm_not_running", "the instance's VMM does not run")
+    PortError::not_found(VMM_NOT_RUNNING, "the instance's VMM does not run")
 }
 
 fn qmp_failed(error: QmpError) -> PortError {
