@@ -27,9 +27,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use crate::authorized_keys;
-use crate::client::unix_nanos_now;
 use crate::files::{self, Files};
 use crate::protocol::files::FileFault;
+use crate::protocol::unix_nanos_now;
 use crate::protocol::{
     AttachKey, BootConfig, Endpoint, ExecInput, ExecRequest, ExitReport, ExitStatus, GuestStats,
     ListenPlace, OutputStream, Program, ReadyReport,

@@ -71,27 +71,18 @@ impl App {
         })
     }
 
-    /// Whether one could be connected to now.
-    ///
-    /// # Errors
-    /// As [`App::exec_of`].
-    pub async fn check_exec_of(&self, wanted: &str, exec: &str) -> Result<InstanceId, AppError> {
-        let id = self.commands_of(wanted)?;
-        self.find_exec(&id, exec).await?;
-        Ok(id)
-    }
-
     /// Connects to one. Leaving leaves it running.
     ///
     /// # Errors
-    /// The host's.
+    /// As [`App::exec_of`].
     pub async fn attach_exec(
         &self,
-        id: &InstanceId,
+        wanted: &str,
         exec: &str,
         terminal: Option<(u16, u16)>,
     ) -> Result<ExecSession, AppError> {
-        Ok(self.0.host.commands().attach(id, exec, terminal).await?)
+        let id = self.commands_of(wanted)?;
+        Ok(self.0.host.commands().attach(&id, exec, terminal).await?)
     }
 
     /// Ends one, if it runs, and forgets it.

@@ -87,12 +87,12 @@ pub(super) async fn attach(
     let terminal = terminal_of(&mut params)?;
     params.finish()?;
     let socket = upgrade(socket)?;
-    let id = http.app.check_exec_of(&id, &exec).await?;
+    // A command that is not there is 404 and no WebSocket.
+    let session = http.app.attach_exec(&id, &exec, terminal).await?;
     let app = http.app.clone();
     Ok(socket
         .on_upgrade(move |socket| async move {
-            let session = app.attach_exec(&id, &exec, terminal).await;
-            relay(&app, socket, session, outputs).await;
+            relay(&app, socket, Ok(session), outputs).await;
         })
         .into_response())
 }

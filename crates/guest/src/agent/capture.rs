@@ -8,8 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::process::Pipe;
-use super::system;
-use crate::protocol::OutputStream;
+use crate::protocol::{OutputStream, unix_nanos_now};
 use crate::serve::LogStore;
 
 const CHUNK: usize = 16 * 1024;
@@ -22,7 +21,7 @@ pub(super) fn start(pipe: Pipe, stream: OutputStream, logs: Arc<LogStore>) -> Jo
         let mut buffer = vec![0; CHUNK];
         while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
             let data = Bytes::copy_from_slice(&buffer[..read]);
-            logs.push(stream, system::unix_nanos(), data).await;
+            logs.push(stream, unix_nanos_now(), data).await;
         }
     })
 }

@@ -22,13 +22,6 @@ pub(super) fn uptime_millis() -> u64 {
         + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
-/// Nanoseconds since 1970.
-pub(super) fn unix_nanos() -> u64 {
-    let now = clock_gettime(ClockId::Realtime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000) + u64::try_from(now.tv_nsec).unwrap_or(0)
-}
-
 /// Sets the clock.
 pub(super) fn set_time(unix_nanos: u64) -> io::Result<()> {
     let time = Timespec {

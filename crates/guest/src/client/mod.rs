@@ -36,7 +36,7 @@ pub use sockets::{GuestListener, Incoming};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -49,6 +49,7 @@ use crate::protocol::mux::{self, MuxStream, Opener, SessionOver};
 use crate::protocol::{
     AttachKey, BootConfig, ControlEvent, ControlRequest, DetachedFault, ExecRequest, ExitReport,
     FrameError, FrameReader, FrameWriter, GuestStats, Open, PROTOCOL_VERSION, ReadyReport,
+    unix_nanos_now,
 };
 
 /// How long a guest may take to answer a ping, a stats request or the opening of a connection, and how long it
@@ -495,16 +496,6 @@ impl GuestClient {
             deadline: ANSWER_DEADLINE,
         }))
     }
-}
-
-/// The host's clock as the protocol carries it.
-#[must_use]
-pub fn unix_nanos_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .and_then(|since| u64::try_from(since.as_nanos()).ok())
-        .unwrap_or(0)
 }
 
 fn lock(waiting: &Mutex<Waiting>) -> std::sync::MutexGuard<'_, Waiting> {

@@ -18,6 +18,7 @@ pub mod detached;
 pub mod files;
 pub mod frame;
 pub mod freeze;
+pub mod logs;
 pub mod message;
 pub mod mux;
 
@@ -27,11 +28,14 @@ pub use detached::{DetachedCommand, DetachedFault, DetachedReply, DetachedReques
 pub use files::{FileReply, FileRequest};
 pub use frame::{Frame, FrameError, FrameKind, FrameReader, FrameWriter};
 pub use freeze::{FREEZE_LIMIT, FreezeReply, FreezeRequest};
+pub use logs::{LogEntry, LogRecord, OutputStream};
 pub use message::{
     ControlEvent, ControlRequest, Endpoint, ExecInput, ExecOutput, ExecRequest, ExitReport,
-    ExitStatus, GuestStats, ListenPlace, ListenReply, LogEntry, LogRecord, Open, OpenReply,
-    OutputStream, Program, ReadyReport, Terminal,
+    ExitStatus, GuestStats, ListenPlace, ListenReply, Open, OpenReply, Program, ReadyReport,
+    Terminal,
 };
+
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Version of everything above the attach handshake. A host talks only to its own version: the agent
 /// is embedded in the binary that starts it, and a running guest keeps the agent it was started with.
@@ -39,3 +43,12 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Name of the virtio-serial port the agent looks for.
 pub const PORT_NAME: &str = "warren.0";
+
+/// The wall clock as the protocol has it: nanoseconds since 1970, 0 where the clock is before that.
+#[must_use]
+pub fn unix_nanos_now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    })
+}

@@ -4,7 +4,7 @@
 //! the newest of them to take what it writes, as an exec does; while nobody has, the oldest output makes room.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -17,7 +17,7 @@ use crate::protocol::detached::{
 use crate::protocol::message::DATA_FRAME_LIMIT;
 use crate::protocol::{
     DetachedCommand, DetachedFault, DetachedReply, DetachedRequest, ExecInput, ExecRequest,
-    ExitReport, ExitStatus, FrameError, LogEntry, StdinMode,
+    ExitReport, ExitStatus, FrameError, LogEntry, StdinMode, unix_nanos_now,
 };
 
 /// What ends a command whose host lets go of it.
@@ -68,13 +68,6 @@ impl Drop for Joined {
 fn refused(fault: DetachedFault, message: impl Into<String>) -> DetachedReply {
     let message = message.into();
     DetachedReply::Refused { fault, message }
-}
-
-fn unix_nanos_now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-    })
 }
 
 /// As many of the words as are told, the last of them cut.

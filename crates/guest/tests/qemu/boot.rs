@@ -1,8 +1,9 @@
 //! The configuration a guest is booted with, and what it makes of it.
 
 use crate::exec::{exec, shell, words};
-use warren_guest::client::{GuestClient, unix_nanos_now};
+use warren_guest::client::GuestClient;
 use warren_guest::protocol::boot::InterfaceAddress;
+use warren_guest::protocol::unix_nanos_now;
 use warren_guest::protocol::{
     BootConfig, ExecRequest, HostEntry, NetworkConfig, StdinMode, WorkloadConfig,
 };

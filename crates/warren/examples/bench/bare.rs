@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
-use warren_guest::client::{GuestClient, GuestEvent, GuestEvents, unix_nanos_now};
-use warren_guest::protocol::{AttachKey, BootConfig, WorkloadConfig};
+use warren_guest::client::{GuestClient, GuestEvent, GuestEvents};
+use warren_guest::protocol::{AttachKey, BootConfig, WorkloadConfig, unix_nanos_now};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 

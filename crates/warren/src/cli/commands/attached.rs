@@ -77,7 +77,17 @@ pub(super) async fn exec(session: &Session, args: ExecArgs) -> Outcome {
         cols: size.map(|size| size.cols),
     };
     let connection = session.client.exec(&name, &start).await?;
-    match join(connection, input, keys, &session.out).await? {
+    let ended = join(connection, input, keys, &session.out).await?;
+    conclude(
+        session,
+        ended,
+        "left the command: it ends with its connection",
+    )
+}
+
+/// The exit status after a session, and what there is to say: `left` where the process was left.
+pub(super) fn conclude(session: &Session, ended: Ended, left: &str) -> Outcome {
+    match ended {
         Ended::Exited { code, message } => {
             if let Some(message) = message {
                 session.out.note(message);
@@ -85,9 +95,7 @@ pub(super) async fn exec(session: &Session, args: ExecArgs) -> Outcome {
             Ok(exit_code(code))
         }
         Ended::Detached => {
-            session
-                .out
-                .note("left the command: it ends with its connection");
+            session.out.note(left);
             Ok(0)
         }
         Ended::Interrupted(signal) => Ok(signal_code(signal)),
@@ -140,19 +148,8 @@ pub(super) async fn attach(session: &Session, args: AttachArgs) -> Outcome {
             instance.name
         ));
     }
-    match join(connection, input, keys, &session.out).await? {
-        Ended::Exited { code, message } => {
-            if let Some(message) = message {
-                session.out.note(message);
-            }
-            Ok(exit_code(code))
-        }
-        Ended::Detached => {
-            session.out.note(format!("left {} running", instance.name));
-            Ok(0)
-        }
-        Ended::Interrupted(signal) => Ok(signal_code(signal)),
-    }
+    let ended = join(connection, input, keys, &session.out).await?;
+    conclude(session, ended, &format!("left {} running", instance.name))
 }
 
 /// A workload that reads nothing has only output, and its log has all of it. Ctrl-C ends this program

@@ -1,11 +1,11 @@
 //! `warren execs`, and going back to a command that was left running.
 
-use super::attached::{check_terminal, terminal_size};
+use super::attached::{check_terminal, conclude, terminal_size};
 use super::{Outcome, Session, each, outcome};
 use crate::cli::args::{ExecsArgs, OutputFormat};
 use crate::cli::failure::CliError;
 use crate::cli::output::{Detail, Field, Look, Row};
-use crate::cli::session::{Ended, Input, Keys, exit_code, join, signal_code};
+use crate::cli::session::{Ended, Input, Keys, join};
 use crate::cli::text::{ago, one_line, shorten};
 use time::OffsetDateTime;
 use warren_api::{DetachedExec, DetachedExecStart, DetachedExecState};
@@ -116,19 +116,11 @@ pub(super) async fn follow(
     }
     let connection = session.client.attach_exec(name, exec, size).await?;
     match join(connection, input, keys, &session.out).await {
-        Ok(Ended::Exited { code, message }) => {
-            if let Some(message) = message {
-                session.out.note(message);
+        Ok(ended) => {
+            if let Ended::Interrupted(_) = ended {
+                session.out.note(format!("{exec} runs on: {back}"));
             }
-            Ok(exit_code(code))
-        }
-        Ok(Ended::Detached) => {
-            session.out.note(format!("left {exec} running: {back}"));
-            Ok(0)
-        }
-        Ok(Ended::Interrupted(signal)) => {
-            session.out.note(format!("{exec} runs on: {back}"));
-            Ok(signal_code(signal))
+            conclude(session, ended, &format!("left {exec} running: {back}"))
         }
         Err(error @ CliError::Client(_)) => {
             session.out.note(format!("{exec} may still run: {back}"));
