@@ -12,6 +12,7 @@ mod telling;
 use crate::context::{Context, InstanceShared, attachment_spec, disk_path};
 use crate::guest_session::{GuestSession, GuestState};
 use crate::record::{HostRecord, sync_directory};
+use crate::saved::Saved;
 use crate::steps::StepScope;
 use crate::trace::{self, Change};
 use std::collections::BTreeMap;
@@ -22,7 +23,9 @@ use tokio::sync::watch;
 use tracing::Instrument;
 use warren_core::error::Failure;
 use warren_core::instance::{Desired, InstanceIntent, NetworkChoice};
-use warren_core::planner::{self, GivenUp, GuestSeen, Plan, RunWish, Seen, Step, Told};
+use warren_core::planner::{
+    self, GivenUp, GuestSeen, Plan, Reach, Refused, RunWish, Seen, Step, Told,
+};
 use warren_core::ports::hypervisor::{ProcessIdentity, VmmSeen};
 use warren_core::ports::network::Attachment;
 use warren_core::ports::{Hypervisor, Presence};
@@ -56,6 +59,8 @@ pub(crate) struct Actor {
     change: Change,
     /// The record was changed, and its directory not synced since.
     unsettled: bool,
+    /// It was restored, and its guest has not been found again yet.
+    waking: bool,
 }
 
 impl Actor {
@@ -77,6 +82,9 @@ impl Actor {
             restart: record.restart,
             given_up: GivenUp::No,
             told: Told::Perhaps,
+            saved: Presence::Absent,
+            refused: Refused::No,
+            reach: Reach::Unknown,
         };
         let mut actor = Actor {
             wishes: shared.wish.subscribe(),
@@ -97,8 +105,9 @@ impl Actor {
             phases: BTreeMap::new(),
             change: Change::default(),
             unsettled: false,
+            waking: false,
         };
-        actor.recall_given_up();
+        actor.recall_failures();
         actor
     }
 
@@ -106,13 +115,20 @@ impl Actor {
         self.context.ports.clock.now()
     }
 
-    fn recall_given_up(&mut self) {
+    fn recall_failures(&mut self) {
         match &self.record.given_up {
             Some((run, failure)) if *run >= self.record.intent.run => {
                 self.seen.given_up = GivenUp::Yes;
                 self.failure = Some(failure.clone());
             }
             Some(_) | None => self.seen.given_up = GivenUp::No,
+        }
+        match &self.record.refused {
+            Some((generation, failure)) if *generation >= self.record.intent.generation => {
+                self.seen.refused = Refused::Yes;
+                self.failure = Some(failure.clone());
+            }
+            Some(_) | None => self.seen.refused = Refused::No,
         }
     }
 
@@ -172,7 +188,7 @@ impl Actor {
             self.seen.image = Presence::Absent;
         }
         self.record.intent = intent;
-        self.recall_given_up();
+        self.recall_failures();
         self.write_record();
         reached("wish.recorded");
     }
@@ -239,6 +255,7 @@ impl Actor {
         let unclear = |what: &str, error: PortError| {
             tracing::warn!(instance = %home.id, %error, "cannot look at the {what}");
         };
+        self.seen.saved = Saved::of(&home.directory).presence();
         match vmm {
             Ok(vmm) => self.see_machine(vmm),
             Err(error) => unclear("machine", error),
@@ -318,6 +335,9 @@ impl Actor {
         }
         if self.seen.vmm == VmmSeen::Dead && matches!(self.seen.told, Told::No { .. }) {
             self.machine_ended_early().await;
+            if self.gives_up_restoring() {
+                return;
+            }
         }
         if steps.contains(&Step::BootGuest) {
             self.seen.told = Told::Perhaps;

@@ -3,6 +3,7 @@
 
 use crate::guest_session::GuestSession;
 use crate::log_store::LogStore;
+use crate::saved::SealKey;
 use crate::status_board::StatusBoard;
 use crate::trace::Cause;
 use std::collections::BTreeMap;
@@ -48,6 +49,8 @@ pub struct AgentConfig {
     pub set_aside: PathBuf,
     /// In every name.
     pub installation: InstallationId,
+    /// With which this host seals what it saves of machines.
+    pub seal: SealKey,
     /// Hypervisors that were asked for and do not work here: name and reason, for the report.
     pub unusable: Vec<(String, String)>,
 }

@@ -43,6 +43,12 @@ pub struct HostRecord {
     /// The run that could not be started, and why.
     #[serde(default)]
     pub given_up: Option<(u64, Failure)>,
+    /// The generation of a standby or a restore that cannot be had, and why.
+    #[serde(default)]
+    pub refused: Option<(u64, Failure)>,
+    /// By which name the log knows the guest's boot, where the guest was restored since: else its VMM is the name.
+    #[serde(default)]
+    pub boot: Option<String>,
 }
 
 /// Why a record could not be read.
@@ -96,6 +102,8 @@ impl HostRecord {
             started_at: None,
             restart: RestartStatus::default(),
             given_up: None,
+            refused: None,
+            boot: None,
         }
     }
 

@@ -49,8 +49,14 @@ pub(crate) enum Effect {
     Ready(Timestamp),
     /// The processors are stopped.
     Paused,
-    /// They go on.
-    Resumed,
+    /// The machine's memory and devices are saved.
+    Saved,
+    /// The VMM has what was saved; its processors are stopped.
+    Restored(ProcessIdentity),
+    /// They go on; with the name of the guest's boot where they were restored.
+    Resumed(Option<String>),
+    /// Nothing saved is left.
+    SavedRemoved,
     /// The workload has ended, or was not to be reached.
     ShutDown,
     /// How the run ended is recorded.
@@ -98,11 +104,13 @@ impl StepScope<'_> {
     /// As after a death right behind the step, for tests: what was done is found, and nothing is done a second time.
     async fn carry_out_again(&self, step: Step, first: Effect) -> Result<Effect, PortError> {
         let again = match step {
-            Step::StartVmm => match self.effect_of(step).await {
+            Step::StartVmm | Step::RestoreVmm => match self.effect_of(step).await {
                 Err(error) if error.code == "vmm_running" => Ok(first),
                 Ok(_) => Err(PortError::bug("vmm_twice", "a machine was started twice")),
                 Err(error) => Err(error),
             },
+            // The second time there is nothing left to tell.
+            Step::Resume => self.effect_of(step).await.map(|_| first),
             Step::RecordIntent
             | Step::EnsureImage
             | Step::EnsureDisk
@@ -110,11 +118,12 @@ impl StepScope<'_> {
             | Step::AttachGuest
             | Step::BootGuest
             | Step::Pause
-            | Step::Resume
+            | Step::SaveMachine
             | Step::ShutDownGuest
             | Step::RecordExit
             | Step::DestroyVmm
             | Step::ReleaseNetwork
+            | Step::RemoveSaved
             | Step::RemoveDisk
             | Step::RemoveDirectory => {
                 // A guest has one host at a time: whoever attaches again has lost the session before.
@@ -160,10 +169,17 @@ impl StepScope<'_> {
                 pause.pause(self.home()).await?;
                 Ok(Effect::Paused)
             }
+            Step::SaveMachine => self.save_machine().await,
+            Step::RestoreVmm => self.restore_vmm().await,
             Step::Resume => {
                 let pause = self.pause_object()?;
+                let boot = self.give_up_saved()?;
                 pause.resume(self.home()).await?;
-                Ok(Effect::Resumed)
+                Ok(Effect::Resumed(boot))
+            }
+            Step::RemoveSaved => {
+                self.saved().remove()?;
+                Ok(Effect::SavedRemoved)
             }
             Step::ShutDownGuest => match self.interruptible(self.shut_down_guest()).await {
                 Err(error) if error.code == INTERRUPTED => Err(error),
@@ -235,7 +251,8 @@ impl StepScope<'_> {
         Ok(Effect::Recorded)
     }
 
-    async fn start_vmm(&self) -> Result<Effect, PortError> {
+    /// The machine as it is started, and restored.
+    fn machine(&self) -> Result<MachineConfig, PortError> {
         let image = self.image_disk.ok_or_else(|| {
             PortError::bug(
                 "no_image_disk",
@@ -252,7 +269,7 @@ impl StepScope<'_> {
                 ));
             }
         };
-        let machine = MachineConfig {
+        Ok(MachineConfig {
             home: self.home().clone(),
             vcpus: self.intent.spec.vcpus,
             memory: self.intent.spec.memory,
@@ -268,13 +285,26 @@ impl StepScope<'_> {
             ],
             nic,
             boot_args: vec![format!("warren.attach={}", self.record.attach_key)],
-        };
+        })
+    }
+
+    async fn start_vmm(&self) -> Result<Effect, PortError> {
+        let machine = self.machine()?;
+        self.note_use_of_image().await;
+        let process = self.hypervisor.start(&machine).await?;
+        reached("machine.started");
+        self.log_console().await;
+        Ok(Effect::Started(process))
+    }
+
+    async fn note_use_of_image(&self) {
         let images = self.context.ports.images.upkeep();
         if let Err(error) = images.mark_used(&self.intent.image_digest).await {
             tracing::debug!(%error, "the image's last use is not noted");
         }
-        let process = self.hypervisor.start(&machine).await?;
-        reached("machine.started");
+    }
+
+    async fn log_console(&self) {
         match self.hypervisor.open_console(self.home()).await {
             Ok(console) => {
                 let log = self.shared.console_log.clone();
@@ -286,25 +316,26 @@ impl StepScope<'_> {
             }
             Err(error) => tracing::warn!(%error, "the console is not being logged"),
         }
-        Ok(Effect::Started(process))
     }
 
     async fn attach_guest(&self) -> Result<Effect, PortError> {
         let channel = self.hypervisor.open_channel(self.home()).await?;
-        let boot = self.process.map_or_else(
-            || self.intent.run.to_string(),
-            |process| format!("{}-{}-{}", process.boot_id, process.pid, process.start_time),
-        );
+        let boot = self.boot_name();
         let session = GuestSession::attach(
             channel,
             &self.record.attach_key,
             &boot,
             self.shared.workload_log.clone(),
             Arc::clone(&self.context.ports.clock),
-            ATTACH_DEADLINE,
+            self.attach_deadline(),
         )
         .await?;
         reached("guest.attached");
+        if self.record.boot.is_some() {
+            // Its clock stood still while it was saved.
+            session.client.set_time().await.map_err(guest_error)?;
+            reached("guest.clock-set");
+        }
         if session.state() == GuestState::Booting {
             // Booted by an earlier host process: it says at once how far it is.
             let said = session.wait_for(|state| *state != GuestState::Booting);
@@ -316,6 +347,15 @@ impl StepScope<'_> {
             }
         }
         Ok(Effect::Attached(Arc::new(session)))
+    }
+
+    /// Who is to be stopped need not be waited for longer than for its end.
+    fn attach_deadline(&self) -> Duration {
+        let grace = Duration::from_secs(self.intent.stop_grace_seconds) + SHUTDOWN_MARGIN;
+        match self.intent.desired {
+            Desired::Stopped => ATTACH_DEADLINE.min(grace),
+            _ => ATTACH_DEADLINE,
+        }
     }
 
     async fn boot_guest(&self) -> Result<Effect, PortError> {
@@ -485,6 +525,8 @@ pub(crate) fn printable(text: &str) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
 }
+
+mod standby;
 
 #[cfg(test)]
 mod tests;

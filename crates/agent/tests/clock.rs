@@ -8,7 +8,7 @@ use std::time::Duration;
 use support::{
     Kernel, TurnClock, TurnDisks, TurnMachines, TurnNetwork, Turns, installation, intent,
 };
-use warren_agent::{Agent, AgentConfig, AgentLink, Ports};
+use warren_agent::{Agent, AgentConfig, AgentLink, Ports, SealKey};
 use warren_core::instance::Desired;
 use warren_core::ports::HostLink;
 use warren_image::{ImageStore, Options};
@@ -39,6 +39,7 @@ async fn a_clock_moved_by_an_hour_or_ten_years_takes_nothing_away_that_runs() {
         instances: place.path().join("instances"),
         set_aside: place.path().join("set-aside"),
         installation: installation(),
+        seal: SealKey::new(&[7; 32]),
         unusable: Vec::new(),
     };
     let link = AgentLink(Agent::start(config, ports).unwrap());

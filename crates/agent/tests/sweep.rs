@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use support::{
     Kernel, TurnClock, TurnDisks, TurnMachines, TurnNetwork, Turns, installation, intent,
 };
-use warren_agent::{Agent, AgentConfig, AgentLink, Ports};
+use warren_agent::{Agent, AgentConfig, AgentLink, Ports, SealKey};
 use warren_core::Handle;
 use warren_core::instance::{Desired, Gone};
 use warren_core::ports::HostLink;
@@ -46,6 +46,7 @@ async fn interleave(seed: u64, place: &Path, store: &Arc<ImageStore>) -> Vec<Str
         instances: place.join("instances"),
         set_aside: place.join("set-aside"),
         installation: installation(),
+        seal: SealKey::new(&[7; 32]),
         unusable: Vec::new(),
     };
     let link = AgentLink(Agent::start(config, ports).unwrap());

@@ -1,7 +1,10 @@
 //! Instances on the wire, with the fields of both generations of clients: memory as a number of
 //! mebibytes and as a size, labels as labels and as tags.
 
-use crate::policy::{AutoStandbyPolicy, HealthCheck, RestartPolicy, RestartStatus, SnapshotPolicy};
+use crate::policy::{
+    AutoStandbyPolicy, HealthCheck, RestartPolicy, RestartStatus, SnapshotCompressionConfig,
+    SnapshotPolicy,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
@@ -375,6 +378,18 @@ pub struct StartInstanceRequest {
     /// Replaces the cmd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Vec<String>>,
+}
+
+/// How an instance is put into standby.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StandbyInstanceRequest {
+    /// Of what is saved; only `enabled: false` is accepted yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<SnapshotCompressionConfig>,
+    /// How long after the standby it is compressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression_delay: Option<String>,
 }
 
 /// The network of an instance.

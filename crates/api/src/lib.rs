@@ -32,8 +32,8 @@ pub use image::{
     SaveImagesRequest,
 };
 pub use instance::{
-    CreateInstanceRequest, Hypervisor, Instance, InstanceState, StartInstanceRequest,
-    UpdateInstanceRequest, WaitForStateResponse,
+    CreateInstanceRequest, Hypervisor, Instance, InstanceState, StandbyInstanceRequest,
+    StartInstanceRequest, UpdateInstanceRequest, WaitForStateResponse,
 };
 pub use operation::{Operation, OperationKind, OperationPhase, OperationState};
 pub use policy::{RestartPolicy, RestartStatus};

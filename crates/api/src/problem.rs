@@ -4,6 +4,7 @@
 use crate::code::Code;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use warren_core::error::Failure;
 use warren_core::{ErrorClass, PortError};
 
 /// Its media type.
@@ -135,6 +136,17 @@ impl From<&PortError> for Problem {
             _ => error.sentence(),
         };
         Problem::with(status_of(error.class), error.code, detail)
+    }
+}
+
+impl From<&Failure> for Problem {
+    /// What a host has said of an instance: safe as it is.
+    fn from(failure: &Failure) -> Self {
+        Problem::with(
+            status_of(failure.class),
+            &failure.code,
+            failure.message.clone(),
+        )
     }
 }
 

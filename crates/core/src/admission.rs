@@ -108,7 +108,9 @@ pub fn admit(operation: Operation, state: StateName, desired: Desired) -> Admiss
         }
         (Operation::Start, StateName::Created) if desired == Desired::Running => AlreadySo,
         (Operation::Start, StateName::Paused) => refuse(Some("resume it")),
-        (Operation::Start, StateName::Standby) => refuse(Some("restore it")),
+        (Operation::Start, StateName::Standby) => refuse(Some(
+            "restore it, or stop it, which gives up what was in its memory",
+        )),
         (Operation::Start, StateName::Unknown) => refuse(Some("wait until its host answers")),
         (
             Operation::Start,
@@ -119,13 +121,13 @@ pub fn admit(operation: Operation, state: StateName, desired: Desired) -> Admiss
             | StateName::Stopped,
         ) => Accept,
         (Operation::Stop, StateName::Stopped) if desired == Desired::Stopped => AlreadySo,
-        (Operation::Stop, StateName::Standby) => refuse(Some("restore it first, or delete it")),
         (Operation::Stop, _) => Accept,
         (Operation::Pause, StateName::Paused) => AlreadySo,
         (Operation::Pause, StateName::Running) => Accept,
         (Operation::Pause, StateName::Initializing | StateName::Created) => {
             refuse(Some("wait until it is Running"))
         }
+        (Operation::Pause, StateName::Standby) => refuse(Some("restore it")),
         (Operation::Pause, _) => refuse(Some("start it")),
         (Operation::Resume, StateName::Running) => AlreadySo,
         (Operation::Resume, StateName::Paused) => Accept,
@@ -133,6 +135,9 @@ pub fn admit(operation: Operation, state: StateName, desired: Desired) -> Admiss
         (Operation::Resume, _) => refuse(Some("start it")),
         (Operation::Standby, StateName::Running | StateName::Paused) => Accept,
         (Operation::Standby, StateName::Standby) => AlreadySo,
+        (Operation::Standby, StateName::Initializing | StateName::Created) => {
+            refuse(Some("wait until it is Running"))
+        }
         (Operation::Standby, _) => refuse(Some("start it")),
         (Operation::Restore, StateName::Standby) => Accept,
         (Operation::Restore, StateName::Running) => refuse(None),
@@ -166,6 +171,7 @@ mod tests {
                 for desired in [
                     Desired::Running,
                     Desired::Paused,
+                    Desired::Standby,
                     Desired::Stopped,
                     Desired::Deleted,
                 ] {
@@ -186,6 +192,7 @@ mod tests {
             for desired in [
                 Desired::Running,
                 Desired::Paused,
+                Desired::Standby,
                 Desired::Stopped,
                 Desired::Deleted,
             ] {

@@ -286,6 +286,8 @@ pub enum Desired {
     Running,
     /// Processors stopped.
     Paused,
+    /// No VMM; its memory and devices are saved beside the disk.
+    Standby,
     /// No VMM; the disk stays.
     Stopped,
     /// Nothing of it is left.
@@ -347,6 +349,9 @@ pub struct InstanceStatus {
     /// What went wrong last, until something succeeds.
     #[serde(default)]
     pub failure: Option<Failure>,
+    /// Why the wish of this generation cannot be granted: all is as before.
+    #[serde(default)]
+    pub refused: Option<Failure>,
     /// The run this is about.
     pub run: u64,
     /// When the guest of this run became ready.
@@ -397,6 +402,7 @@ impl InstanceStatus {
             generation: 0,
             state: InstanceState::Created,
             failure: None,
+            refused: None,
             run: 0,
             started_at: None,
             stopped_at: None,

@@ -243,12 +243,14 @@ impl Expectation {
                 }
                 .without_interface(intent)
             }
-            // A start that failed, a run that is over, a stop that was carried out.
-            (Desired::Running | Desired::Paused | Desired::Stopped, StateName::Stopped)
-                if current =>
-            {
-                expectation.with(Need::May, Need::MustNot)
+            (Desired::Standby, StateName::Standby) if current => {
+                expectation.with(Need::Must, Need::MustNot)
             }
+            // A start that failed, a run that is over, a stop that was carried out.
+            (
+                Desired::Running | Desired::Paused | Desired::Standby | Desired::Stopped,
+                StateName::Stopped,
+            ) if current => expectation.with(Need::May, Need::MustNot),
             _ => expectation,
         }
     }
@@ -259,6 +261,7 @@ impl Expectation {
         let because = match (intent.desired, over) {
             (Desired::Running | Desired::Paused, RunOver::No) => "should run",
             (Desired::Running | Desired::Paused, RunOver::Yes) => "has ended",
+            (Desired::Standby, _) => "was put into standby",
             (Desired::Stopped, _) => "was stopped",
             (Desired::Deleted, _) => "was deleted",
         };
@@ -269,6 +272,11 @@ impl Expectation {
                 .without_interface(intent),
             // A restart may be pending.
             (Desired::Running | Desired::Paused, RunOver::Yes) => expectation,
+            // It may still run, where that was not finished or could not be.
+            (Desired::Standby, _) => Expectation {
+                home: Need::Must,
+                ..expectation
+            },
             (Desired::Stopped, _) => expectation.with(Need::May, Need::MustNot),
             (Desired::Deleted, _) => expectation.with(Need::MustNot, Need::MustNot),
         }

@@ -49,6 +49,30 @@ pub struct Seen {
     pub given_up: GivenUp,
     /// Whether anything of the workload can have run on the machine.
     pub told: Told,
+    /// What was saved of the machine for standby: whole or not.
+    pub saved: Presence,
+    /// Whether the newest wish has turned out to be one that cannot be granted.
+    pub refused: Refused,
+    /// Whether the guest's agent can be found, as far as that was tried.
+    pub reach: Reach,
+}
+
+/// What came of the last attempt to find the agent of a machine that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// None was made, or it was found.
+    Unknown,
+    /// It does not answer.
+    Silent,
+}
+
+/// Whether a standby or a restore has failed for good: then what was before stays, and nothing is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Not that one knows.
+    No,
+    /// It has.
+    Yes,
 }
 
 /// Whether the guest's agent was told what to run since its machine was started.
@@ -95,7 +119,11 @@ pub enum Step {
     BootGuest,
     /// Stop the processors.
     Pause,
-    /// Let them go on.
+    /// Write a paused machine's memory and devices to files.
+    SaveMachine,
+    /// Start the VMM with what was saved; its processors stay stopped.
+    RestoreVmm,
+    /// Let the processors go on. What was saved of the machine goes first: it is not of this moment any more.
     Resume,
     /// Ask the workload to end, then the guest.
     ShutDownGuest,
@@ -105,6 +133,8 @@ pub enum Step {
     DestroyVmm,
     /// Take the attachment away.
     ReleaseNetwork,
+    /// Remove what was saved of the machine.
+    RemoveSaved,
     /// Remove the writable disk.
     RemoveDisk,
     /// Remove the directory: the last trace.
@@ -113,7 +143,7 @@ pub enum Step {
 
 impl Step {
     /// Every step: the crash tests are generated from this list.
-    pub const ALL: [Step; 15] = [
+    pub const ALL: [Step; 18] = [
         Step::RecordIntent,
         Step::EnsureImage,
         Step::EnsureDisk,
@@ -122,11 +152,14 @@ impl Step {
         Step::AttachGuest,
         Step::BootGuest,
         Step::Pause,
+        Step::SaveMachine,
+        Step::RestoreVmm,
         Step::Resume,
         Step::ShutDownGuest,
         Step::RecordExit,
         Step::DestroyVmm,
         Step::ReleaseNetwork,
+        Step::RemoveSaved,
         Step::RemoveDisk,
         Step::RemoveDirectory,
     ];
@@ -143,6 +176,9 @@ impl Step {
             Step::BootGuest => "boot-guest",
             Step::Pause => "pause",
             Step::Resume => "resume",
+            Step::SaveMachine => "save-machine",
+            Step::RestoreVmm => "restore-vmm",
+            Step::RemoveSaved => "remove-saved",
             Step::ShutDownGuest => "shut-down-guest",
             Step::RecordExit => "record-exit",
             Step::DestroyVmm => "destroy-vmm",
@@ -190,10 +226,32 @@ pub enum RunWish {
     Rest,
 }
 
+/// What is worked towards: a standby or a restore that cannot be had leaves the instance as it was.
+pub fn goal(intent: &InstanceIntent, seen: &Seen) -> Desired {
+    match (intent.desired, seen.refused) {
+        (Desired::Standby, Refused::Yes) => Desired::Running,
+        (Desired::Running | Desired::Paused, Refused::Yes) if is_saved(intent, seen) => {
+            Desired::Standby
+        }
+        (desired, _) => desired,
+    }
+}
+
+/// Whether the run that is wanted can go on from what was saved of it.
+pub fn is_saved(intent: &InstanceIntent, seen: &Seen) -> bool {
+    seen.saved == Presence::Present && !has_ended(intent, seen)
+}
+
+fn has_ended(intent: &InstanceIntent, seen: &Seen) -> bool {
+    seen.ended
+        .as_ref()
+        .is_some_and(|(run, _)| *run >= intent.run)
+}
+
 /// See [`RunWish`].
 pub fn run_wish(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> RunWish {
-    match intent.desired {
-        Desired::Stopped | Desired::Deleted => RunWish::Rest,
+    match goal(intent, seen) {
+        Desired::Stopped | Desired::Deleted | Desired::Standby => RunWish::Rest,
         // Before the restart policy: else a run that was given up is started only to be taken down.
         Desired::Running | Desired::Paused if seen.given_up == GivenUp::Yes => RunWish::Rest,
         Desired::Running | Desired::Paused => match &seen.ended {
@@ -229,7 +287,8 @@ pub fn run_wish(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> RunWish
 
 /// The next steps towards `intent`. Total; applied until `Settled` it ends, and then stays `Settled`.
 pub fn plan(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> Plan {
-    if intent.desired == Desired::Deleted {
+    let goal = goal(intent, seen);
+    if goal == Desired::Deleted {
         return tear_down(seen);
     }
     // A workload that has ended ends its machine, and the end is noted first: a crash in between
@@ -237,7 +296,15 @@ pub fn plan(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> Plan {
     if let GuestSeen::Exited(_) = seen.guest {
         return Plan::Do(vec![Step::RecordExit]);
     }
+    let over = has_ended(intent, seen) || seen.given_up == GivenUp::Yes;
+    if goal == Desired::Standby && !over {
+        return put_away(seen);
+    }
     match &seen.vmm {
+        // What was saved is still there, so nothing has run since.
+        VmmSeen::Dead | VmmSeen::ShutDown { .. } if is_saved(intent, seen) => {
+            return Plan::Do(vec![Step::DestroyVmm]);
+        }
         VmmSeen::Dead | VmmSeen::ShutDown { .. } => {
             if let Told::No { starts } = seen.told
                 && starts < STARTS
@@ -261,16 +328,40 @@ pub fn plan(intent: &InstanceIntent, seen: &Seen, now: Timestamp) -> Plan {
         | VmmSeen::Absent => {}
     }
     match run_wish(intent, seen, now) {
-        RunWish::Run { .. } => bring_up(intent, seen),
-        RunWish::Wait { at, attempt } => match rest(seen) {
+        RunWish::Run { .. } => bring_up(intent, seen, goal),
+        RunWish::Wait { at, attempt } => match rest(intent, seen) {
             Plan::Settled => Plan::WaitUntil { at, attempt },
             busy @ (Plan::Do(_) | Plan::WaitUntil { .. } | Plan::WaitForRoom) => busy,
         },
-        RunWish::Rest => rest(seen),
+        RunWish::Rest => rest(intent, seen),
     }
 }
 
-fn bring_up(intent: &InstanceIntent, seen: &Seen) -> Plan {
+/// Into standby, and there.
+fn put_away(seen: &Seen) -> Plan {
+    let saved = seen.saved == Presence::Present;
+    match &seen.vmm {
+        VmmSeen::NeverStarted => Plan::Do(vec![Step::DestroyVmm]),
+        VmmSeen::Absent if saved && seen.network != Presence::Absent => {
+            Plan::Do(vec![Step::ReleaseNetwork])
+        }
+        VmmSeen::Absent if saved => Plan::Settled,
+        _ if saved => Plan::Do(vec![Step::DestroyVmm]),
+        // It ended before it could be saved.
+        VmmSeen::Absent | VmmSeen::Dead | VmmSeen::ShutDown { .. } => {
+            Plan::Do(vec![Step::RecordExit])
+        }
+        VmmSeen::Running { .. } => Plan::Do(vec![Step::Pause]),
+        VmmSeen::Paused { .. } => Plan::Do(vec![Step::SaveMachine]),
+        // In the middle of a write: it can be saved once that is done.
+        VmmSeen::Stalled { room, .. } => match room {
+            Room::Some => Plan::Do(vec![Step::Resume]),
+            Room::None => Plan::WaitForRoom,
+        },
+    }
+}
+
+fn bring_up(intent: &InstanceIntent, seen: &Seen, goal: Desired) -> Plan {
     if seen.directory != Presence::Present {
         return Plan::Do(vec![Step::RecordIntent]);
     }
@@ -287,19 +378,27 @@ fn bring_up(intent: &InstanceIntent, seen: &Seen) -> Plan {
             if wants_network && seen.network != Presence::Present {
                 steps.push(Step::EnsureNetwork);
             }
+            if seen.saved != Presence::Absent && !is_saved(intent, seen) {
+                steps.push(Step::RemoveSaved);
+            }
             if steps.is_empty() {
-                steps.push(Step::StartVmm);
+                steps.push(match is_saved(intent, seen) {
+                    true => Step::RestoreVmm,
+                    false => Step::StartVmm,
+                });
             }
             Plan::Do(steps)
         }
-        VmmSeen::Paused { .. } if intent.desired == Desired::Paused => Plan::Settled,
+        VmmSeen::Paused { .. } if goal == Desired::Paused => Plan::Settled,
         VmmSeen::Paused { .. } => Plan::Do(vec![Step::Resume]),
         // As good as paused.
-        VmmSeen::Stalled { .. } if intent.desired == Desired::Paused => Plan::Settled,
+        VmmSeen::Stalled { .. } if goal == Desired::Paused => Plan::Settled,
         VmmSeen::Stalled { room, .. } => match room {
             Room::Some => Plan::Do(vec![Step::Resume]),
             Room::None => Plan::WaitForRoom,
         },
+        // Processors have not run while what was saved is there: whoever was to restore the machine did not get to its end.
+        VmmSeen::Running { .. } if is_saved(intent, seen) => Plan::Do(vec![Step::DestroyVmm]),
         VmmSeen::Running { .. } => {
             let mut steps = Vec::new();
             if wants_network && seen.network != Presence::Present {
@@ -309,7 +408,7 @@ fn bring_up(intent: &InstanceIntent, seen: &Seen) -> Plan {
             match seen.guest {
                 GuestSeen::Detached => steps.push(Step::AttachGuest),
                 GuestSeen::Attached => steps.push(Step::BootGuest),
-                GuestSeen::Ready if intent.desired == Desired::Paused => steps.push(Step::Pause),
+                GuestSeen::Ready if goal == Desired::Paused => steps.push(Step::Pause),
                 GuestSeen::Ready | GuestSeen::Exited(_) => {}
             }
             if steps.is_empty() {
@@ -325,13 +424,21 @@ fn bring_up(intent: &InstanceIntent, seen: &Seen) -> Plan {
 }
 
 /// No machine, no network; the disk stays.
-fn rest(seen: &Seen) -> Plan {
+fn rest(intent: &InstanceIntent, seen: &Seen) -> Plan {
+    let keeps = intent.desired != Desired::Stopped && is_saved(intent, seen);
     match (&seen.vmm, &seen.guest) {
         (VmmSeen::Absent, _) => {
+            let mut steps = Vec::new();
             if seen.network != Presence::Absent {
-                Plan::Do(vec![Step::ReleaseNetwork])
-            } else {
+                steps.push(Step::ReleaseNetwork);
+            }
+            if seen.saved != Presence::Absent && !keeps {
+                steps.push(Step::RemoveSaved);
+            }
+            if steps.is_empty() {
                 Plan::Settled
+            } else {
+                Plan::Do(steps)
             }
         }
         // Its processors must run for it to hear that it is to stop.
@@ -343,6 +450,15 @@ fn rest(seen: &Seen) -> Plan {
             _,
         ) if seen.ended.is_none() => Plan::Do(vec![Step::Resume]),
         (VmmSeen::Running { .. }, GuestSeen::Ready) => Plan::Do(vec![Step::ShutDownGuest]),
+        // It was ready, and nobody has talked to it since: after a restore, or a start of this host's agent.
+        (VmmSeen::Running { .. }, GuestSeen::Detached)
+            if seen.started_at.is_some()
+                && seen.reach == Reach::Unknown
+                && !has_ended(intent, seen)
+                && seen.saved == Presence::Absent =>
+        {
+            Plan::Do(vec![Step::AttachGuest])
+        }
         _ => Plan::Do(vec![Step::DestroyVmm]),
     }
 }
@@ -355,6 +471,9 @@ fn tear_down(seen: &Seen) -> Plan {
     let mut steps = Vec::new();
     if seen.network != Presence::Absent {
         steps.push(Step::ReleaseNetwork);
+    }
+    if seen.saved != Presence::Absent {
+        steps.push(Step::RemoveSaved);
     }
     if seen.disk != Presence::Absent {
         steps.push(Step::RemoveDisk);

@@ -9,9 +9,10 @@ use warren_core::instance::Desired;
 use warren_core::planner::Step;
 use warren_core::state::{InstanceState, StateName};
 
-const DESIRED: [Desired; 4] = [
+const DESIRED: [Desired; 5] = [
     Desired::Running,
     Desired::Paused,
+    Desired::Standby,
     Desired::Stopped,
     Desired::Deleted,
 ];
@@ -106,7 +107,7 @@ fn rendered() -> String {
     text.push_str(
         "\n## Steps\n\n\
          What brings a host closer to what is wanted (`planner.rs`). From any sight of a host the plans end, and then \
-         ask for nothing: a property test (`tests/planner.rs`). Each step may be repeated; the server is killed before \
+         ask for nothing: a property test (`tests/planner`). Each step may be repeated; the server is killed before \
          and after each (`step.NAME.begun`, `step.NAME.done`).\n\n",
     );
     for step in Step::ALL {

@@ -8,7 +8,7 @@ use crate::trace;
 use std::sync::Arc;
 use std::time::Duration;
 use warren_core::Timestamp;
-use warren_core::planner::{self, GuestSeen, RunWish, Step, Told};
+use warren_core::planner::{self, GuestSeen, Reach, RunWish, Step, Told};
 use warren_core::ports::Presence;
 use warren_core::ports::hypervisor::VmmSeen;
 use warren_crashpoint::reached;
@@ -33,6 +33,7 @@ impl Actor {
             let changed = again || self.record.ended.is_some() || self.record.started_at.is_some();
             self.record.ended = None;
             self.record.started_at = None;
+            self.record.boot = None;
             self.seen.ended = None;
             self.seen.started_at = None;
             self.seen.restart = self.record.restart;
@@ -57,14 +58,27 @@ impl Actor {
                     .insert(trace::step_name(step).to_owned(), millis);
             }
             Step::Pause
+            | Step::SaveMachine
+            | Step::RestoreVmm
             | Step::Resume
             | Step::ShutDownGuest
             | Step::RecordExit
             | Step::DestroyVmm
             | Step::ReleaseNetwork
+            | Step::RemoveSaved
             | Step::RemoveDisk
             | Step::RemoveDirectory => {}
         }
+    }
+
+    fn count_start(&mut self) {
+        self.seen.guest = GuestSeen::Detached;
+        self.seen.reach = Reach::Unknown;
+        self.waking = false;
+        self.seen.told = match self.seen.told {
+            Told::No { starts } => Told::No { starts: starts + 1 },
+            Told::Perhaps => Told::No { starts: 1 },
+        };
     }
 
     pub(super) fn apply(&mut self, effect: Effect) {
@@ -82,13 +96,20 @@ impl Actor {
             Effect::Started(process) => {
                 self.shared.output_over.send_replace(false);
                 self.seen.vmm = VmmSeen::Running { process };
-                self.seen.guest = GuestSeen::Detached;
-                self.seen.told = match self.seen.told {
-                    Told::No { starts } => Told::No { starts: starts + 1 },
-                    Told::Perhaps => Told::No { starts: 1 },
-                };
+                self.count_start();
             }
+            Effect::Saved => {
+                self.seen.saved = Presence::Present;
+                self.failure = None;
+            }
+            Effect::Restored(process) => {
+                self.seen.vmm = VmmSeen::Paused { process };
+                self.count_start();
+            }
+            Effect::SavedRemoved => self.seen.saved = Presence::Absent,
             Effect::Attached(session) => {
+                self.waking = false;
+                self.seen.reach = Reach::Unknown;
                 if session.state() == GuestState::Ready && self.record.started_at.is_none() {
                     self.note_ready(self.now());
                 }
@@ -109,7 +130,17 @@ impl Actor {
                     self.seen.vmm = VmmSeen::Paused { process };
                 }
             }
-            Effect::Resumed => {
+            Effect::Resumed(boot) => {
+                if self.seen.saved == Presence::Present {
+                    self.seen.saved = Presence::Absent;
+                    self.seen.told = Told::Perhaps;
+                    self.stopped_at = None;
+                    self.failure = None;
+                    self.waking = true;
+                    // The same guest, and nothing to hear of it before it is found again.
+                    self.drop_session();
+                }
+                self.record.boot = boot.or(self.record.boot.take());
                 if let Some(process) = self.process().cloned() {
                     self.see_machine(VmmSeen::Running { process });
                 }

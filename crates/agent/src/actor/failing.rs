@@ -6,7 +6,9 @@ use futures::StreamExt;
 use std::time::Duration;
 use tokio::sync::watch;
 use warren_core::error::Failure;
-use warren_core::planner::{GivenUp, Step};
+use warren_core::instance::Desired;
+use warren_core::planner::{self, GivenUp, Reach, Refused, STARTS, Step, Told};
+use warren_core::ports::Presence;
 use warren_core::ports::host_link::{LogQuery, LogSource};
 use warren_core::{ErrorClass, PortError};
 use warren_crashpoint::reached;
@@ -26,6 +28,9 @@ impl Actor {
                 .unwrap_or_default();
             tracing::warn!(instance = %self.record.intent.id, ?step, code = error.code, %error, cause, "step failed");
             self.failures += 1;
+            if step == Step::AttachGuest {
+                self.seen.reach = Reach::Silent;
+            }
             let taking_away = matches!(
                 step,
                 Step::DestroyVmm
@@ -39,7 +44,15 @@ impl Actor {
             let ran = self.record.started_at.is_some() && self.process().is_some();
             let hopeless = error.class != ErrorClass::Retry || self.failures >= ATTEMPTS;
             let ended = error.code == MACHINE_ENDED;
-            if !taking_away && !ran && hopeless && !ended {
+            let goal = planner::goal(&self.record.intent, &self.seen);
+            let standby = match step {
+                Step::SaveMachine | Step::RestoreVmm => true,
+                Step::Pause => goal == Desired::Standby,
+                _ => false,
+            };
+            if standby && hopeless && !ended {
+                self.refuse(Failure::from(&error));
+            } else if !taking_away && !ran && hopeless && !ended {
                 self.give_up(&error);
             } else if !ended {
                 self.failure = Some(Failure::from(&error));
@@ -78,6 +91,31 @@ impl Actor {
         self.failure = Some(machine_ended(panic.as_deref()));
         // The next start, if there is one, need not wait.
         self.not_before = None;
+    }
+
+    /// A restore whose machine has ended often enough is over: what was saved stays. Else there is no end to it.
+    pub(super) fn gives_up_restoring(&mut self) -> bool {
+        let often = matches!(self.seen.told, Told::No { starts } if starts >= STARTS);
+        let gives_up = often && planner::is_saved(&self.record.intent, &self.seen);
+        if gives_up {
+            let failure = self.failure.take().unwrap_or_else(|| machine_ended(None));
+            self.refuse(failure);
+            self.seen.told = Told::Perhaps;
+        }
+        gives_up
+    }
+
+    /// The newest wish cannot be had, and nothing is lost: what was before stays, until there is another wish.
+    fn refuse(&mut self, failure: Failure) {
+        self.record.refused = Some((self.record.intent.generation, failure.clone()));
+        self.seen.refused = Refused::Yes;
+        self.failure = Some(failure);
+        self.failures = 0;
+        // A later restore looks for it again, as every start does.
+        self.image_disk = None;
+        self.seen.image = Presence::Absent;
+        self.write_record();
+        reached("refusal.recorded");
     }
 
     fn give_up(&mut self, error: &PortError) {

@@ -2,7 +2,7 @@
 
 use super::Actor;
 use warren_core::instance::{Desired, Gone, InstanceStatus};
-use warren_core::planner::{self, GuestSeen, Plan, RunWish};
+use warren_core::planner::{self, GuestSeen, Plan, Refused, RunWish};
 use warren_core::ports::hypervisor::{HypervisorKind, VmmSeen};
 use warren_core::state::InstanceState;
 
@@ -12,7 +12,19 @@ impl Actor {
             .record
             .started_at
             .unwrap_or(self.record.intent.created_at);
+        let saved = planner::is_saved(&self.record.intent, &self.seen);
+        let kept = match self.record.intent.desired {
+            Desired::Running | Desired::Paused | Desired::Standby => saved,
+            Desired::Stopped | Desired::Deleted => false,
+        };
+        let goal = planner::goal(&self.record.intent, &self.seen);
         match &self.seen.vmm {
+            VmmSeen::Absent | VmmSeen::NeverStarted | VmmSeen::Dead if kept => {
+                InstanceState::Standby
+            }
+            // It has, or waits for, what was saved.
+            VmmSeen::Running { .. } if kept => InstanceState::Standby,
+            VmmSeen::Paused { .. } if kept && goal != Desired::Standby => InstanceState::Standby,
             VmmSeen::Absent | VmmSeen::NeverStarted | VmmSeen::Dead => match wish {
                 RunWish::Run { .. } if self.record.intent.desired != Desired::Deleted => {
                     InstanceState::Created
@@ -43,7 +55,9 @@ impl Actor {
                         vmm: process.clone(),
                     }
                 }
-                GuestSeen::Detached | GuestSeen::Attached if self.record.started_at.is_some() => {
+                GuestSeen::Detached | GuestSeen::Attached
+                    if self.record.started_at.is_some() && !self.waking =>
+                {
                     InstanceState::Running {
                         vmm: process.clone(),
                         since,
@@ -83,6 +97,10 @@ impl Actor {
             generation: intent.generation,
             state: self.state(wish),
             failure: self.failure.clone(),
+            refused: match self.seen.refused {
+                Refused::Yes => self.record.refused.clone().map(|(_, failure)| failure),
+                Refused::No => None,
+            },
             run: intent.run,
             started_at: self.record.started_at,
             stopped_at: self.stopped_at,

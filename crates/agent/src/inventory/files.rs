@@ -9,7 +9,7 @@ use warren_core::Handle;
 use warren_core::inventory::{Item, Kind, Part};
 
 /// What lies in an instance's directory as long as the instance exists.
-const HOME: [&str; 7] = [
+const HOME: [&str; 9] = [
     "record.json",
     "disk.ext4",
     "workload.log",
@@ -17,6 +17,8 @@ const HOME: [&str; 7] = [
     "console.log",
     "console.log.1",
     "vmm.log",
+    "saved",
+    "saved.new",
 ];
 /// What lies there while it has a VMM.
 const MACHINE: [&str; 7] = [

@@ -9,9 +9,9 @@ mod support;
 use super::*;
 use crate::context::{AgentConfig, Ports};
 use crate::status_board::StatusBoard;
-use crate::{Agent, AgentLink};
+use crate::{Agent, AgentLink, SealKey};
 use futures::StreamExt;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use support::{Kernel, TurnClock, TurnDisks, TurnNetwork, Turns, installation, intent};
@@ -91,6 +91,7 @@ fn host(data: &Path, hypervisor: Arc<dyn Hypervisor>) -> (AgentConfig, Ports, Ar
         instances: data.join("instances"),
         set_aside: data.join("set-aside"),
         installation: installation(),
+        seal: SealKey::new(&[7; 32]),
         unusable: Vec::new(),
     };
     let store = Arc::new(ImageStore::open(data, Options::default()).unwrap());
@@ -161,7 +162,7 @@ impl World {
         match effect {
             Effect::Image(path) => self.image_disk = Some(path),
             Effect::Network(attachment) => self.attachment = Some(*attachment),
-            Effect::Started(process) => self.process = Some(process),
+            Effect::Started(process) | Effect::Restored(process) => self.process = Some(process),
             Effect::Attached(session) => self.session = Some(session),
             _ => {}
         }
@@ -194,13 +195,42 @@ impl World {
     }
 }
 
+/// A whole life, with every step there is: none can be done before those it stands on.
+const LIFE: [Step; 22] = [
+    Step::RecordIntent,
+    Step::EnsureImage,
+    Step::EnsureDisk,
+    Step::EnsureNetwork,
+    Step::StartVmm,
+    Step::AttachGuest,
+    Step::BootGuest,
+    Step::Pause,
+    Step::SaveMachine,
+    Step::DestroyVmm,
+    Step::ReleaseNetwork,
+    Step::EnsureNetwork,
+    Step::RestoreVmm,
+    Step::Resume,
+    Step::AttachGuest,
+    Step::ShutDownGuest,
+    Step::RecordExit,
+    Step::DestroyVmm,
+    Step::ReleaseNetwork,
+    Step::RemoveSaved,
+    Step::RemoveDisk,
+    Step::RemoveDirectory,
+];
+
 #[tokio::test]
 async fn every_step_and_every_teardown_done_twice_leaves_what_it_left_when_done_once() {
     let data = tempfile::tempdir().unwrap();
     let mut world = World::new(data.path());
     let mut refused = Vec::new();
-    // All there are, in the order of a whole life: none can be done before those it stands on.
-    for step in Step::ALL {
+    assert_eq!(
+        LIFE.iter().collect::<BTreeSet<_>>(),
+        Step::ALL.iter().collect()
+    );
+    for step in LIFE {
         let effect = world.carry_out(step).await.unwrap_or_else(|error| {
             panic!("{step:?}: {error:?}");
         });
@@ -217,13 +247,15 @@ async fn every_step_and_every_teardown_done_twice_leaves_what_it_left_when_done_
         );
     }
     // The contract of every hypervisor: one machine of a home, and never a second. All else does the same once more.
-    assert_eq!(refused, [(Step::StartVmm, "vmm_running")]);
+    let twice = [Step::StartVmm, Step::RestoreVmm].map(|step| (step, "vmm_running"));
+    assert_eq!(refused, twice);
     let nothing = world.look().await;
     assert_eq!((nothing.files.len(), nothing.taps), (0, 0));
     // Teardown of what is not there is fine as well.
     for step in [
         Step::DestroyVmm,
         Step::ReleaseNetwork,
+        Step::RemoveSaved,
         Step::RemoveDisk,
         Step::RemoveDirectory,
     ] {

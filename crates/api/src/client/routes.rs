@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// How long a create, start or stop may take before the server answers with what there is.
 const LIFECYCLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long a standby or a restore may take: gigabytes are written or read.
+const STANDBY_TIMEOUT: Duration = Duration::from_secs(330);
 
 /// What a list shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

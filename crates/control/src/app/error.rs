@@ -4,6 +4,7 @@ use warren_api::convert::ConvertError;
 use warren_api::{Code, Problem};
 use warren_core::PortError;
 use warren_core::admission::Refusal;
+use warren_core::error::Failure;
 
 /// A refusal.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,9 @@ pub enum AppError {
     /// The store or the host.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// The host could not do it; all is as it was before.
+    #[error("{}", .0.message)]
+    Refused(Failure),
     /// A recorded refusal, answered again to the same idempotency key.
     #[error("{}", .0.detail)]
     Recorded(Box<Problem>),
@@ -99,6 +103,7 @@ impl From<&AppError> for Problem {
                 }
                 Problem::from(error)
             }
+            AppError::Refused(failure) => Problem::from(failure),
             AppError::Recorded(problem) => (**problem).clone(),
         }
     }

@@ -3,9 +3,9 @@
 use super::board::demand;
 use super::{App, AppError, View, Waiting};
 use std::time::Duration;
-use warren_api::convert::restart_policy;
+use warren_api::convert::{ConvertError, restart_policy};
 use warren_api::policy::HealthCheckType;
-use warren_api::{StartInstanceRequest, UpdateInstanceRequest};
+use warren_api::{StandbyInstanceRequest, StartInstanceRequest, UpdateInstanceRequest};
 use warren_core::admission::{Admission, Operation, admit};
 use warren_core::id::Prefixes;
 use warren_core::instance::{Desired, InstanceIntent};
@@ -15,6 +15,8 @@ use warren_core::state::StateName;
 const STOP_MARGIN: Duration = Duration::from_secs(20);
 /// How long a pause or resume may take to show.
 const PAUSE_WAIT: Duration = Duration::from_secs(15);
+/// How long a standby or a restore may take to show: gigabytes are written or read.
+const STANDBY_WAIT: Duration = Duration::from_secs(300);
 
 fn admitted(operation: Operation, view: &View) -> Result<Admission, AppError> {
     match admit(operation, view.status.state.name(), view.intent.desired) {
@@ -114,6 +116,53 @@ impl App {
         self.until_state(view, PAUSE_WAIT, StateName::Running).await
     }
 
+    /// Saves its memory and devices and ends its machine, which frees what it took of the host.
+    ///
+    /// # Errors
+    /// [`AppError`]; `wrong_state` from the admission table; why it cannot be saved, and then it runs on.
+    pub async fn standby_instance(
+        &self,
+        wanted: &str,
+        request: StandbyInstanceRequest,
+    ) -> Result<View, AppError> {
+        if (request.compression.as_ref()).is_some_and(|compression| compression.enabled) {
+            return Err(ConvertError::NotYet {
+                field: "compression",
+            }
+            .into());
+        }
+        let view = self
+            .wish(wanted, Operation::Standby, Desired::Standby)
+            .await?;
+        let view = self
+            .until_state(view, STANDBY_WAIT, StateName::Standby)
+            .await?;
+        granted(view)
+    }
+
+    /// Brings it back from standby, to where it was.
+    ///
+    /// # Errors
+    /// [`AppError`]; `wrong_state` from the admission table; why it cannot be restored, and then what was saved is kept.
+    pub async fn restore_instance(&self, wanted: &str) -> Result<View, AppError> {
+        let found = self.find(wanted, Prefixes::Accepted)?;
+        admitted(Operation::Restore, &found)?;
+        let place = self.place_on_the_way_up()?;
+        let report = self.known_host().await?;
+        let placing = self.0.placing.write().await;
+        let asked = demand(&found.intent.spec);
+        (self.0.board).ask(|held| self.check_room(held, &report, asked, Some(&found.intent.id)))?;
+        let view = self
+            .wish(wanted, Operation::Restore, Desired::Running)
+            .await?;
+        drop(placing);
+        self.hold_until_up(place, &view);
+        let view = self
+            .until_state(view, STANDBY_WAIT, StateName::Running)
+            .await?;
+        granted(view)
+    }
+
     async fn wish(
         &self,
         wanted: &str,
@@ -154,7 +203,8 @@ impl App {
         let id = view.intent.id.clone();
         let waited = self
             .wait_until(&id, limit, |view| {
-                view.is_current() && (view.status.state.name() == state || view.has_ended())
+                let there = view.status.state.name() == state || view.has_ended();
+                view.is_current() && (there || view.status.refused.is_some())
             })
             .await;
         match waited {
@@ -206,7 +256,7 @@ impl App {
             .as_ref()
             .is_some_and(|policy| policy.enabled)
         {
-            return Err(warren_api::convert::ConvertError::NotYet {
+            return Err(ConvertError::NotYet {
                 field: "auto_standby",
             }
             .into());
@@ -216,7 +266,7 @@ impl App {
             .as_ref()
             .is_some_and(|check| check.kind != HealthCheckType::None)
         {
-            return Err(warren_api::convert::ConvertError::NotYet {
+            return Err(ConvertError::NotYet {
                 field: "health_check",
             }
             .into());
@@ -239,6 +289,14 @@ impl App {
             Ok((intent.spec != view.intent.spec).then_some(intent))
         })
         .await
+    }
+}
+
+/// Unless its host has found that the wish cannot be granted.
+fn granted(view: View) -> Result<View, AppError> {
+    match &view.status.refused {
+        Some(failure) => Err(AppError::Refused(failure.clone())),
+        None => Ok(view),
     }
 }
 

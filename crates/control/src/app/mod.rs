@@ -381,6 +381,8 @@ impl View {
     fn takes_room(&self) -> bool {
         match self.intent.desired {
             Desired::Running | Desired::Paused => !self.has_ended(),
+            // Until it is there: and where it cannot be had, it runs on.
+            Desired::Standby => !self.has_ended() && self.status.state.name() != StateName::Standby,
             Desired::Stopped | Desired::Deleted => self.status.state.vmm().is_some(),
         }
     }

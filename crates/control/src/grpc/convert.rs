@@ -187,7 +187,11 @@ pub(super) const STATUSES: [&str; 4] = ["created", "running", "stopped", "error"
 pub(super) fn status_of(view: &View) -> &'static str {
     let wanted = match view.intent.desired {
         Desired::Running if !view.has_ended() => Wanted::Up,
-        Desired::Running | Desired::Paused | Desired::Stopped | Desired::Deleted => Wanted::Down,
+        Desired::Running
+        | Desired::Paused
+        | Desired::Standby
+        | Desired::Stopped
+        | Desired::Deleted => Wanted::Down,
     };
     status(
         view.status.state.name(),

@@ -17,7 +17,7 @@ use std::time::Duration;
 use warren_api::convert;
 use warren_api::{
     Code, CommitInstanceRequest, CreateInstanceRequest, Image, Instance, InstanceStats,
-    StartInstanceRequest, UpdateInstanceRequest, WaitForStateResponse,
+    StandbyInstanceRequest, StartInstanceRequest, UpdateInstanceRequest, WaitForStateResponse,
 };
 use warren_core::instance::NetworkChoice;
 use warren_core::units::parse_duration;
@@ -200,6 +200,42 @@ verb! {
             ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$")),
         responses((status = 200, description = "The instance", body = Instance)))]
     resume, resume_instance
+}
+
+/// Put an instance into standby
+///
+/// Its memory and devices are saved beside its disk, its machine ends, and what it took of the host is free. It keeps its
+/// address. Where that fails it runs on.
+#[utoipa::path(post, path = "/instances/{id}/standby", operation_id = "standbyInstance", tag = "instances",
+    params(("id" = String, Path, description = "Id, name or prefix"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$")),
+    request_body = Option<StandbyInstanceRequest>,
+    responses((status = 200, description = "The instance", body = Instance)))]
+pub(super) async fn standby(
+    State(http): State<Http>,
+    Id(id): Id,
+    _: NoParams,
+    key: RequestKey,
+    body: OptionalBody<Option<StandbyInstanceRequest>>,
+) -> Reply {
+    let app = http.app.clone();
+    let request = body.value.unwrap_or_default();
+    once(&http, key.keyed(&body.raw), move |_| async move {
+        let view = app.standby_instance(&id, request).await?;
+        Ok(outcome(StatusCode::OK, &wire(&view)))
+    })
+    .await
+}
+
+verb! {
+    /// Restore an instance from standby
+    ///
+    /// It goes on where it was, with its clock set. Where that fails what was saved is kept.
+    #[utoipa::path(post, path = "/instances/{id}/restore", operation_id = "restoreInstance", tag = "instances",
+        params(("id" = String, Path, description = "Id, name or prefix"),
+            ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$")),
+        responses((status = 200, description = "The instance", body = Instance)))]
+    restore, restore_instance
 }
 
 /// Make an image of what an instance has changed

@@ -65,6 +65,8 @@ fn served() -> OpenApiRouter<Http> {
         .routes(routes!(instances::stop))
         .routes(routes!(instances::pause))
         .routes(routes!(instances::resume))
+        .routes(routes!(instances::standby))
+        .routes(routes!(instances::restore))
         .routes(routes!(instances::wait))
         .routes(routes!(instances::commit))
         .routes(routes!(instances::debug_bundle))

@@ -34,8 +34,6 @@ macro_rules! unserved {
 
 unserved! {
     POST "/resources/memory/reclaim" reclaimMemory "memory reclaim" [];
-    POST "/instances/{id}/standby" standbyInstance "standby" [];
-    POST "/instances/{id}/restore" restoreInstance "restore" [];
     POST "/instances/{id}/fork" forkInstance "fork" [];
     POST "/instances/{id}/snapshots" createInstanceSnapshot "snapshots" [];
     GET "/instances/{id}/snapshot-schedule" getInstanceSnapshotSchedule "snapshot schedules" [];

@@ -137,6 +137,13 @@ async fn a_life_through_the_client() {
         client.resume_instance("life").await.unwrap().state,
         InstanceState::Running
     );
+    let request = warren_api::StandbyInstanceRequest::default();
+    let saved = client.standby_instance("life", &request).await.unwrap();
+    assert_eq!(saved.state, InstanceState::Standby);
+    assert_eq!(
+        client.restore_instance("life").await.unwrap().state,
+        InstanceState::Running
+    );
     assert_eq!(
         client.stop_instance("life").await.unwrap().state,
         InstanceState::Stopped

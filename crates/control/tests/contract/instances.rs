@@ -261,7 +261,16 @@ async fn refusals_have_their_statuses_and_codes() {
         (("PUT", "/instances", None), 405, "method_not_allowed"),
         (("POST", "/instances", None), 415, "unsupported_media_type"),
         (
-            ("POST", "/instances/aaaa1/standby", None),
+            (
+                "POST",
+                "/instances/aaaa1/standby",
+                Some(json!({"compression": {"enabled": true}})),
+            ),
+            501,
+            "not_implemented",
+        ),
+        (
+            ("POST", "/instances/aaaa1/fork", None),
             501,
             "not_implemented",
         ),
@@ -326,6 +335,8 @@ async fn every_request_in_every_state_has_an_answer() {
         ("stop", Operation::Stop),
         ("pause", Operation::Pause),
         ("resume", Operation::Resume),
+        ("standby", Operation::Standby),
+        ("restore", Operation::Restore),
     ] {
         in_every_state("i-state", async |world, state| {
             let answer = world
@@ -355,6 +366,55 @@ async fn every_request_in_every_state_has_an_answer() {
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn into_standby_and_back() {
+    let world = world_of_one("i-standby").await;
+    let post = async |verb: &str, body| {
+        let path = format!("/instances/i-standby/{verb}");
+        world.call("POST", &path, body).await
+    };
+    for body in [None, Some(json!({"compression": {"enabled": false}}))] {
+        let saved = post("standby", body).await.json();
+        assert_eq!(saved["state"], "Standby");
+        assert_eq!(saved["has_snapshot"], true);
+        // Again: it is so already.
+        assert_eq!(post("standby", None).await.status, 200);
+        let refused = post("start", None).await;
+        assert!(
+            refused.problem(409, "wrong_state")["detail"]
+                .as_str()
+                .unwrap()
+                .contains("restore it")
+        );
+        let restored = post("restore", None).await.json();
+        assert_eq!(restored["state"], "Running");
+        assert_eq!(restored["has_snapshot"], false);
+        post("restore", None).await.problem(409, "wrong_state");
+    }
+    // Its memory is given up, and it can be started.
+    post("standby", None).await;
+    assert_eq!(post("stop", None).await.json()["state"], "Stopped");
+    assert_eq!(post("start", None).await.json()["state"], "Running");
+}
+
+#[tokio::test]
+async fn what_cannot_be_saved_runs_on_and_its_caller_hears_why() {
+    let world = world().await;
+    let body = json!({"id": "full", "name": "full", "image": "busybox", "cmd": ["unsavable"]});
+    world.make(body).await;
+    let answer = world.call("POST", "/instances/full/standby", None).await;
+    let problem = answer.problem(507, "host_disk_full");
+    assert_eq!(problem["detail"], "the double has no room");
+    let shown = world.get("/instances/full").await.json();
+    assert_eq!(shown["state"], "Running");
+    assert_eq!(shown["state_error"], "the double has no room");
+    // Asked again, it is tried again; and another wish is another one.
+    let again = world.call("POST", "/instances/full/standby", None).await;
+    again.problem(507, "host_disk_full");
+    let stopped = world.call("POST", "/instances/full/stop", None).await;
+    assert_eq!(stopped.json()["state"], "Stopped");
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ impl Host {
             .entry(intent.id.clone())
             .or_insert_with(|| InstanceStatus::unreported(intent));
         status.generation = intent.generation;
+        status.refused = None;
         change(status);
         let _ = self.changes.send(status.clone());
     }
@@ -77,6 +78,17 @@ impl Host {
                 Self::lock(&self.intents).remove(&intent.id);
             }
             (Desired::Stopped, _) => self.ended(intent, 143),
+            (Desired::Standby, ["unsavable"]) => self.say(intent, |status| {
+                status.refused = Some(Failure {
+                    class: ErrorClass::NoSpace,
+                    code: "host_disk_full".into(),
+                    message: "the double has no room".into(),
+                });
+                status.failure.clone_from(&status.refused);
+            }),
+            (Desired::Standby, _) => self.say(intent, |status| {
+                status.state = InstanceState::Standby;
+            }),
             (Desired::Paused, _) => self.say(intent, |status| {
                 status.state = InstanceState::Paused { vmm: vmm(), since };
             }),

@@ -8,7 +8,7 @@ use crate::units::MemoryMib;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Which hypervisor: the driver's name on the wire.
@@ -69,7 +69,7 @@ pub struct HypervisorReport {
     pub reason: String,
     /// The guest kernel in use and where it came from, in a sentence.
     pub kernel: String,
-    /// Powers by name: `pause`, `snapshot`, `hotplug`, `balloon`, `vsock`.
+    /// Powers by name: `pause`, `standby`, `snapshot`, `hotplug`, `balloon`, `vsock`.
     pub capabilities: Vec<String>,
 }
 
@@ -243,6 +243,10 @@ pub trait Hypervisor: Send + Sync {
     fn pause(&self) -> Option<&dyn Pause> {
         None
     }
+    /// Saving a paused machine to files and bringing it back, where the hypervisor can.
+    fn suspend(&self) -> Option<&dyn Suspend> {
+        None
+    }
     /// A hardware power button, where the machine has one.
     fn power_button(&self) -> Option<&dyn PowerButton> {
         None
@@ -256,6 +260,22 @@ pub trait Pause: Send + Sync {
     async fn pause(&self, home: &InstanceHome) -> Result<(), PortError>;
     /// Continues; nothing to do when they run.
     async fn resume(&self, home: &InstanceHome) -> Result<(), PortError>;
+}
+
+/// Saving a paused machine to files, and bringing it back: also by another process, and after the host has been off.
+#[async_trait]
+pub trait Suspend: Send + Sync {
+    /// Writes all of a paused machine but its disks into `directory`, which is there and empty. The machine stays as it is and
+    /// can be resumed, also after a failure. Where the disk is full that is a NoSpace error. Files are whole, not yet durable.
+    async fn save(&self, home: &InstanceHome, directory: &Path) -> Result<(), PortError>;
+    /// Starts a VMM with what `directory` holds; its processors stay stopped until they are resumed. `machine` is as it was
+    /// saved. What this host's hypervisor cannot bring back is an Unsupported error, and no VMM is started for it. A conflict
+    /// where a VMM of this home runs.
+    async fn restore(
+        &self,
+        machine: &MachineConfig,
+        directory: &Path,
+    ) -> Result<ProcessIdentity, PortError>;
 }
 
 /// A power button, for guests without our agent.

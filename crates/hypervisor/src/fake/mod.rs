@@ -21,7 +21,7 @@ use warren_core::PortError;
 use warren_core::ports::InstanceHome;
 use warren_core::ports::hypervisor::{
     Accelerator, Hypervisor, HypervisorKind, HypervisorReport, MachineConfig, Pause,
-    ProcessIdentity, VMM_NOT_RUNNING, VmmSeen, VmmUsage,
+    ProcessIdentity, Suspend, VMM_NOT_RUNNING, VmmSeen, VmmUsage,
 };
 use warren_crashpoint::reached;
 
@@ -211,6 +211,10 @@ fn write(home: &InstanceHome, state: &State) -> Result<(), PortError> {
     Ok(())
 }
 
+fn already_runs() -> PortError {
+    PortError::conflict("vmm_running", "a VMM of this instance already runs")
+}
+
 fn running(home: &InstanceHome) -> Result<State, PortError> {
     read(home)?
         .filter(|state| state.power != Power::Dead)
@@ -295,7 +299,7 @@ impl Hypervisor for Fake {
             accelerator: Accelerator::None,
             reason: "nothing is executed: the fake hypervisor was asked for".to_owned(),
             kernel: "none".to_owned(),
-            capabilities: vec!["pause".to_owned()],
+            capabilities: ["pause", "standby"].map(str::to_owned).to_vec(),
         })
     }
 
@@ -306,10 +310,7 @@ impl Hypervisor for Fake {
             seen(home)?,
             VmmSeen::Running { .. } | VmmSeen::Paused { .. } | VmmSeen::ShutDown { .. }
         ) {
-            return Err(PortError::conflict(
-                "vmm_running",
-                "a VMM of this instance already runs",
-            ));
+            return Err(already_runs());
         }
         let power = match self.next_failure() {
             Some(Failure::Starts(_)) => {
@@ -383,6 +384,51 @@ impl Hypervisor for Fake {
 
     fn pause(&self) -> Option<&dyn Pause> {
         Some(self)
+    }
+
+    fn suspend(&self) -> Option<&dyn Suspend> {
+        Some(self)
+    }
+}
+
+/// The machine's file in a directory of what was saved.
+fn saved(directory: &Path) -> PathBuf {
+    directory.join(FILE)
+}
+
+/// Its guest has no memory: restored, it has to be told again what to run.
+#[async_trait]
+impl Suspend for Fake {
+    async fn save(&self, home: &InstanceHome, directory: &Path) -> Result<(), PortError> {
+        let _turn = Board::turn();
+        let state = running(home)?;
+        let fail = |error| PortError::io("could not save the fake machine", error);
+        let bytes = serde_json::to_vec(&state).map_err(|error| fail(error.into()))?;
+        std::fs::write(saved(directory), bytes).map_err(fail)?;
+        reached("fake.machine-saved");
+        Ok(())
+    }
+
+    async fn restore(
+        &self,
+        machine: &MachineConfig,
+        directory: &Path,
+    ) -> Result<ProcessIdentity, PortError> {
+        let _turn = Board::turn();
+        if running(&machine.home).is_ok() {
+            return Err(already_runs());
+        }
+        let fail = |error| PortError::io("could not read the saved fake machine", error);
+        let bytes = std::fs::read(saved(directory)).map_err(fail)?;
+        let _whole: State = serde_json::from_slice(&bytes).map_err(|error| fail(error.into()))?;
+        let state = State {
+            machine: machine.clone(),
+            process: fresh_identity(),
+            power: Power::Paused,
+        };
+        write(&machine.home, &state)?;
+        reached("fake.machine-restored");
+        Ok(state.process)
     }
 }
 

@@ -4,6 +4,7 @@
 //! (`-nodefaults -no-user-config`).
 
 use super::QemuError;
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
@@ -50,7 +51,8 @@ pub(crate) enum NicDescriptor {
 }
 
 /// Which of QEMU's machines: decided by what the guest's kernel can find its devices with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Board {
     /// `microvm` without ACPI: devices are named on the kernel's command line, no firmware runs. Needs a kernel
     /// with `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`, which distributions leave out.
@@ -60,6 +62,14 @@ pub(crate) enum Board {
 }
 
 impl Board {
+    /// The one that QEMU calls `machine` (`query-machines`, with its version where it has one).
+    pub(crate) fn of(machine: &str) -> Self {
+        match machine.starts_with("microvm") {
+            true => Board::Microvm,
+            false => Board::Pc,
+        }
+    }
+
     fn machine(self) -> &'static str {
         match self {
             Board::Microvm => {
@@ -85,6 +95,15 @@ impl Board {
     }
 }
 
+/// With what a machine begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    /// The guest's kernel.
+    Boot,
+    /// Nothing: it is told later where its memory and devices come from, and its processors wait.
+    Incoming,
+}
+
 /// What all machines of a driver have in common.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Platform<'a> {
@@ -95,6 +114,7 @@ pub(crate) struct Platform<'a> {
     /// How fast the host's timestamp counter runs, kHz, where that is certain.
     pub(crate) timestamp: Option<u32>,
     pub(crate) extra_cmdline: &'a [String],
+    pub(crate) beginning: Beginning,
 }
 
 /// `path` as the value of one key of an option: QEMU ends a value at a comma, and doubles stand for one.
@@ -272,6 +292,10 @@ pub(crate) fn arguments(
         "-device",
         format!("virtio-balloon-{bus},free-page-reporting=on,deflate-on-oom=on"),
     );
+    if platform.beginning == Beginning::Incoming {
+        option("-incoming", "defer".to_owned());
+        arguments.push(OsString::from("-S"));
+    }
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
         arguments.push(OsString::from(flag));
     }

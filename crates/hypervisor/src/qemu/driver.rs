@@ -1,7 +1,7 @@
 //! The port on QEMU.
 
 use super::QemuConfig;
-use super::argv::{self, Descriptors, NicDescriptor, Platform};
+use super::argv::{self, Beginning, Board, Descriptors, NicDescriptor, Platform};
 use super::platform::{Resolved, Resolver};
 use super::qmp::{self, QmpError, RunState};
 use crate::process::{
@@ -16,7 +16,7 @@ use std::time::Duration;
 use warren_core::ports::InstanceHome;
 use warren_core::ports::hypervisor::{
     Accelerator, HOST_DISK_FULL, Hypervisor, HypervisorKind, HypervisorReport, MachineConfig,
-    NicBackend, Pause, ProcessIdentity, Room, VMM_NOT_RUNNING, VmmSeen, VmmUsage,
+    NicBackend, Pause, ProcessIdentity, Room, Suspend, VMM_NOT_RUNNING, VmmSeen, VmmUsage,
 };
 use warren_core::{ErrorClass, PortError};
 use warren_crashpoint::reached;
@@ -50,6 +50,45 @@ impl Qemu {
             resolver: Resolver::default(),
             helper,
         }
+    }
+
+    pub(super) async fn resolved(&self) -> Result<Arc<Resolved>, PortError> {
+        Ok(self.resolver.get(&self.config).await?)
+    }
+
+    /// Starts a QEMU for a home that has none.
+    pub(super) async fn begin(
+        &self,
+        machine: &MachineConfig,
+        resolved: Arc<Resolved>,
+        how: (Board, Beginning),
+    ) -> Result<ProcessIdentity, PortError> {
+        let lock = take_lock(&machine.home).await?;
+        reached("qemu.lock-taken");
+        let nic = self.nic(machine).await;
+        let machine = machine.clone();
+        let config = self.config.clone();
+        let runtime = tokio::runtime::Handle::current();
+        blocking(move || {
+            let started = nic.and_then(|nic| {
+                let nic = nic.as_ref();
+                start(
+                    &machine,
+                    &resolved,
+                    how,
+                    &config.extra_cmdline,
+                    nic,
+                    &lock,
+                    &runtime,
+                )
+            });
+            if started.is_err() && !matches!(locate(&machine.home), Ok(Found::Alive(_))) {
+                // What failed before there was a VMM leaves nothing.
+                Files::clear(&machine.home.directory)?;
+            }
+            started
+        })
+        .await
     }
 
     async fn nic(&self, machine: &MachineConfig) -> Result<Option<(NicKind, OwnedFd)>, PortError> {
@@ -102,7 +141,7 @@ impl Qemu {
         })
     }
 
-    async fn running(&self, home: &InstanceHome) -> Result<ProcessIdentity, PortError> {
+    pub(super) async fn running(&self, home: &InstanceHome) -> Result<ProcessIdentity, PortError> {
         self.process(home).await?.ok_or_else(not_running)
     }
 
@@ -148,12 +187,12 @@ fn not_running() -> PortError {
     PortError::not_found(VMM_NOT_RUNNING, "the instance's VMM does not run")
 }
 
-fn qmp_failed(error: QmpError) -> PortError {
+pub(super) fn qmp_failed(error: QmpError) -> PortError {
     PortError::retry("vmm_no_answer", format!("the VMM did not do it: {error}")).with_source(error)
 }
 
 /// Runs file and process work off the async threads.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PortError> + Send + 'static,
 ) -> Result<T, PortError> {
     tokio::task::spawn_blocking(work)
@@ -196,6 +235,7 @@ fn config_digest(machine: &MachineConfig) -> String {
 fn start(
     machine: &MachineConfig,
     resolved: &Resolved,
+    (board, beginning): (Board, Beginning),
     extra_cmdline: &[String],
     nic: Option<&(NicKind, OwnedFd)>,
     lock: &Lock,
@@ -208,7 +248,12 @@ fn start(
         config_sha256: config_digest(machine),
         stage: Stage::Starting,
     };
-    let process = launch(machine, resolved, extra_cmdline, nic, lock, &record)?;
+    let arguments = Arguments {
+        board,
+        beginning,
+        extra_cmdline,
+    };
+    let process = launch(machine, resolved, &arguments, nic, lock, &record)?;
     reached("qemu.spawned");
     process::reap_at_end(&process, runtime);
     record.stage = Stage::Started {
@@ -220,11 +265,18 @@ fn start(
     Ok(process)
 }
 
+/// What the arguments say beyond the machine and the host.
+struct Arguments<'a> {
+    board: Board,
+    beginning: Beginning,
+    extra_cmdline: &'a [String],
+}
+
 /// Everything before there is a process, and the process.
 fn launch(
     machine: &MachineConfig,
     resolved: &Resolved,
-    extra_cmdline: &[String],
+    told: &Arguments<'_>,
     nic: Option<&(NicKind, OwnedFd)>,
     lock: &Lock,
     intent: &Record,
@@ -251,11 +303,12 @@ fn launch(
     };
     let platform = Platform {
         accelerator: resolved.decision.accelerator,
-        board: resolved.board,
+        board: told.board,
         kernel: &resolved.kernel.image,
         initramfs: &resolved.initramfs,
         timestamp: resolved.timestamp,
-        extra_cmdline,
+        extra_cmdline: told.extra_cmdline,
+        beginning: told.beginning,
     };
     let arguments = argv::arguments(machine, &platform, &descriptors)?;
     intent.write()?;
@@ -298,37 +351,14 @@ impl Hypervisor for Qemu {
             accelerator: resolved.decision.accelerator,
             reason: resolved.decision.reason.clone(),
             kernel: resolved.kernel.description.clone(),
-            capabilities: ["pause", "balloon"].map(str::to_owned).to_vec(),
+            capabilities: ["pause", "standby", "balloon"].map(str::to_owned).to_vec(),
         })
     }
 
     async fn start(&self, machine: &MachineConfig) -> Result<ProcessIdentity, PortError> {
-        let resolved = self.resolver.get(&self.config).await?;
-        let lock = take_lock(&machine.home).await?;
-        reached("qemu.lock-taken");
-        let nic = self.nic(machine).await;
-        let machine = machine.clone();
-        let config = self.config.clone();
-        let runtime = tokio::runtime::Handle::current();
-        blocking(move || {
-            let started = nic.and_then(|nic| {
-                let nic = nic.as_ref();
-                start(
-                    &machine,
-                    &resolved,
-                    &config.extra_cmdline,
-                    nic,
-                    &lock,
-                    &runtime,
-                )
-            });
-            if started.is_err() && !matches!(locate(&machine.home), Ok(Found::Alive(_))) {
-                // What failed before there was a VMM leaves nothing.
-                Files::clear(&machine.home.directory)?;
-            }
-            started
-        })
-        .await
+        let resolved = self.resolved().await?;
+        let how = (resolved.board, Beginning::Boot);
+        self.begin(machine, resolved, how).await
     }
 
     async fn observe(&self, home: &InstanceHome) -> Result<VmmSeen, PortError> {
@@ -420,10 +450,14 @@ impl Hypervisor for Qemu {
     fn pause(&self) -> Option<&dyn Pause> {
         Some(self)
     }
+
+    fn suspend(&self) -> Option<&dyn Suspend> {
+        Some(self)
+    }
 }
 
 /// Whether the disk that instances are on has room. Where that cannot be said, trying is all there is.
-fn room(directory: &Path) -> Room {
+pub(super) fn room(directory: &Path) -> Room {
     match rustix::fs::statvfs(directory) {
         Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < LEAST_ROOM => Room::None,
         Ok(_) | Err(_) => Room::Some,

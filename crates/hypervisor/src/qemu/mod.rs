@@ -8,6 +8,7 @@ mod argv;
 mod driver;
 mod platform;
 pub(crate) mod qmp;
+mod suspend;
 mod timestamp;
 
 pub use argv::CHANNEL_PORT;

@@ -34,6 +34,9 @@ pub enum QmpError {
     /// It said what QMP does not say.
     #[error("QEMU said something that is not QMP: {0}")]
     Protocol(String),
+    /// Memory and devices could not be written or read.
+    #[error("QEMU could not move the machine's state: {0}")]
+    Migration(String),
     /// It refused.
     #[error("QEMU refused {command}: {description}")]
     Refused {
@@ -122,7 +125,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Qmp<S> {
         &mut self,
         command: &'static str,
     ) -> Result<serde_json::Value, QmpError> {
-        let request = format!("{{\"execute\":\"{command}\"}}\n");
+        self.execute_with(command, serde_json::json!({})).await
+    }
+
+    async fn execute_with(
+        &mut self,
+        command: &'static str,
+        arguments: serde_json::Value,
+    ) -> Result<serde_json::Value, QmpError> {
+        let request = serde_json::json!({ "execute": command, "arguments": arguments });
+        let request = format!("{request}\n");
         self.stream.get_mut().write_all(request.as_bytes()).await?;
         for _ in 0..MAX_EVENTS {
             let line = self.line().await?;
@@ -156,6 +168,111 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Qmp<S> {
         while self.line().await?.event.as_deref() != Some("STOP") {}
         Ok(())
     }
+}
+
+/// What QEMU calls a migration: a machine's memory and devices on their way out or in.
+impl<S: AsyncRead + AsyncWrite + Unpin> Qmp<S> {
+    /// With pages at fixed places of the file, and only those that hold something (docs/devel/migration/mapped-ram.rst):
+    /// the file is sparse, and no page is in it twice.
+    async fn prepare_migration(&mut self) -> Result<(), QmpError> {
+        let on = |capability| serde_json::json!({ "capability": capability, "state": true });
+        let capabilities = serde_json::json!({ "capabilities": [on("events"), on("mapped-ram")] });
+        self.execute_with("migrate-set-capabilities", capabilities)
+            .await?;
+        Ok(())
+    }
+
+    /// Waits for the end of what was begun.
+    async fn migrated(&mut self) -> Result<(), QmpError> {
+        loop {
+            let answer = self.execute("query-migrate").await?;
+            match answer["status"].as_str() {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => {
+                    let why = answer["error-desc"]
+                        .as_str()
+                        .unwrap_or("it does not say why");
+                    return Err(QmpError::Migration(why.chars().take(500).collect()));
+                }
+                _ => while self.line().await?.event.as_deref() != Some("MIGRATION") {},
+            }
+        }
+    }
+
+    /// Ends one that somebody else has begun and not ended; the machine is then as it was before.
+    async fn cancel_migration(&mut self) -> Result<(), QmpError> {
+        let answer = self.execute("query-migrate").await?;
+        match answer["status"].as_str() {
+            None | Some("none" | "completed" | "failed" | "cancelled") => {}
+            Some(_) => {
+                self.execute("migrate_cancel").await?;
+                match self.migrated().await {
+                    // Faster than the order, or ended by it.
+                    Ok(()) | Err(QmpError::Migration(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a migration goes to or comes from.
+fn channel(file: &Path) -> Result<serde_json::Value, QmpError> {
+    let name = file
+        .to_str()
+        .ok_or_else(|| QmpError::Protocol("a path that is not UTF-8".to_owned()))?;
+    let address = serde_json::json!({ "transport": "file", "filename": name, "offset": 0 });
+    Ok(serde_json::json!([{ "channel-type": "main", "addr": address }]))
+}
+
+/// Bytes a second: all that there are.
+const UNLIMITED: u64 = 1 << 50;
+
+/// Writes a stopped machine's memory and devices to `file`. It can be continued afterwards, whatever the outcome.
+pub(crate) async fn save(
+    directory: &Path,
+    file: &Path,
+    deadline: Duration,
+) -> Result<(), QmpError> {
+    let saving = async {
+        let mut qmp = Qmp::connect(directory, Files::QMP).await?;
+        qmp.cancel_migration().await?;
+        if qmp.execute("query-status").await?["status"] == "postmigrate" {
+            // Saved before, for somebody who did not come to an end with it. QEMU does that twice only for one that has
+            // run in between.
+            qmp.execute("cont").await?;
+            qmp.execute("stop").await?;
+        }
+        qmp.prepare_migration().await?;
+        let parameters = serde_json::json!({ "max-bandwidth": UNLIMITED });
+        qmp.execute_with("migrate-set-parameters", parameters)
+            .await?;
+        let to = serde_json::json!({ "channels": channel(file)? });
+        qmp.execute_with("migrate", to).await?;
+        qmp.migrated().await
+    };
+    let late = |_| QmpError::Timeout(deadline);
+    tokio::time::timeout(deadline, saving).await.map_err(late)?
+}
+
+/// Gives a machine that waits for it what [`save`] wrote. Its processors stay stopped. QEMU ends where it cannot.
+pub(crate) async fn load(
+    directory: &Path,
+    file: &Path,
+    deadline: Duration,
+) -> Result<(), QmpError> {
+    let loading = async {
+        let mut qmp = Qmp::connect(directory, Files::QMP).await?;
+        qmp.prepare_migration().await?;
+        let from = serde_json::json!({ "channels": channel(file)? });
+        qmp.execute_with("migrate-incoming", from).await?;
+        qmp.migrated().await
+    };
+    let late = |_| QmpError::Timeout(deadline);
+    tokio::time::timeout(deadline, loading)
+        .await
+        .map_err(late)?
 }
 
 async fn read_line(stream: &mut (impl AsyncBufRead + Unpin)) -> Result<Vec<u8>, QmpError> {
@@ -202,6 +319,24 @@ pub(crate) async fn run_state(directory: &Path, deadline: Duration) -> Result<Ru
     })
     .await
     .map_err(|_| QmpError::Timeout(deadline))?
+}
+
+/// QEMU's version (`10.0.2`), and what it calls the machine.
+pub(crate) async fn identify(
+    directory: &Path,
+    deadline: Duration,
+) -> Result<(String, String), QmpError> {
+    let asking = async {
+        let mut qmp = Qmp::connect(directory, Files::QMP).await?;
+        let version = qmp.execute("query-version").await?["qemu"].take();
+        let numbers = ["major", "minor", "micro"].map(|part| version[part].to_string());
+        let what = serde_json::json!({ "path": "/machine", "property": "type" });
+        let machine = qmp.execute_with("qom-get", what).await?;
+        let machine = machine.as_str().unwrap_or_default().to_owned();
+        Ok((numbers.join("."), machine))
+    };
+    let late = |_| QmpError::Timeout(deadline);
+    tokio::time::timeout(deadline, asking).await.map_err(late)?
 }
 
 /// Waits, for as long as it takes, until the machine is stalled. Each question it asks has the deadline.

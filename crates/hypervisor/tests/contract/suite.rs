@@ -104,6 +104,7 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 pub(crate) async fn all(subject: &dyn Subject) {
     starts_once_and_is_destroyed(subject).await;
     pauses_and_resumes(subject).await;
+    is_saved_and_restored(subject).await;
     a_killed_vmm_is_dead_and_reaped(subject).await;
     a_restarted_warren_adopts(subject).await;
     what_is_not_there_is_said_to_be_absent(subject).await;
@@ -185,6 +186,60 @@ async fn pauses_and_resumes(subject: &dyn Subject) {
         pause.resume(home).await.unwrap_err().class,
         ErrorClass::NotFound
     );
+}
+
+async fn is_saved_and_restored(subject: &dyn Subject) {
+    let place = Place::new();
+    let driver = subject.driver();
+    let home = place.home();
+    let suspend = driver.suspend().unwrap();
+    let pause = driver.pause().unwrap();
+    let saved = place.root.path().join("saved");
+    let fresh = || {
+        let _ = std::fs::remove_dir_all(&saved);
+        std::fs::create_dir(&saved).unwrap();
+    };
+    fresh();
+    let nothing = soon("save of nothing", suspend.save(home, &saved)).await;
+    assert_eq!(nothing.unwrap_err().class, ErrorClass::NotFound);
+
+    let process = driver.start(&place.machine).await.unwrap();
+    // A second time as well, as after a death between being saved and being noted.
+    for _ in 0..2 {
+        fresh();
+        soon("pause", pause.pause(home)).await.unwrap();
+        soon("save", suspend.save(home, &saved)).await.unwrap();
+        let paused = VmmSeen::Paused {
+            process: process.clone(),
+        };
+        assert_eq!(driver.observe(home).await.unwrap(), paused);
+    }
+    let while_it_is_there = suspend.restore(&place.machine, &saved).await.unwrap_err();
+    assert_eq!(while_it_is_there.code, "vmm_running");
+    soon("resume", pause.resume(home)).await.unwrap();
+    let running = |process: &ProcessIdentity| VmmSeen::Running {
+        process: process.clone(),
+    };
+    assert_eq!(driver.observe(home).await.unwrap(), running(&process));
+    soon("destroy", driver.destroy(home)).await.unwrap();
+
+    let next = soon("restore", suspend.restore(&place.machine, &saved))
+        .await
+        .unwrap();
+    assert_ne!(next, process);
+    let waits = VmmSeen::Paused {
+        process: next.clone(),
+    };
+    assert_eq!(driver.observe(home).await.unwrap(), waits);
+    soon("resume", pause.resume(home)).await.unwrap();
+    assert_eq!(driver.observe(home).await.unwrap(), running(&next));
+    is_open_and_ours_alone(&driver.open_channel(home).await.unwrap());
+    soon("destroy", driver.destroy(home)).await.unwrap();
+    assert!(is_gone(&next));
+
+    fresh();
+    assert!(suspend.restore(&place.machine, &saved).await.is_err());
+    assert_eq!(driver.observe(home).await.unwrap(), VmmSeen::Absent);
 }
 
 async fn a_killed_vmm_is_dead_and_reaped(subject: &dyn Subject) {

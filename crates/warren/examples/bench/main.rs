@@ -17,8 +17,9 @@ use report::{NOISE, Report};
 use std::path::PathBuf;
 
 /// Every subject, in the order in which they run.
-const SUBJECTS: [&str; 9] = [
-    "create", "images", "requests", "durable", "list", "memory", "crowd", "exec", "copies",
+const SUBJECTS: [&str; 10] = [
+    "create", "standby", "images", "requests", "durable", "list", "memory", "crowd", "exec",
+    "copies",
 ];
 
 struct Arguments {
@@ -35,6 +36,7 @@ const HELP: &str = "\
 
   SUBJECT…        only these [default: all]:
                   create    create → ready against QEMU by hand, and where the time goes
+                  standby   restore → a command answers against create → a command answers
                   images    OCI layout → bootable disk against umoci and mke2fs, and zcat | sha256sum
                   requests  GET requests a second against a hello-world
                   durable   durable creates a second against the bare store (fake hypervisor)
@@ -99,6 +101,7 @@ async fn main() -> anyhow::Result<()> {
     for subject in &arguments.subjects {
         match subject.as_str() {
             "create" => rows::create::measure(pairs, &mut report).await?,
+            "standby" => rows::standby::measure(pairs, &mut report).await?,
             "images" => rows::images::measure(pairs, &mut report).await?,
             "requests" => rows::requests::measure(pairs, &mut report).await?,
             "durable" => rows::durable::measure(pairs, &mut report).await?,

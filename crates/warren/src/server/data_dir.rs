@@ -6,7 +6,7 @@
 //! <data>/lock              held by the running server
 //! <data>/store.db          intent (SQLite); store.db.seen: the last commit that was made here
 //! <data>/store.db.schema-N as it was before an upgrade from schema N: what an older Warren can be given
-//! <data>/ssh-secret        what the keys of instances' SSH servers are derived from, made once
+//! <data>/host-secret       what the keys of instances' SSH servers and of what is saved of machines are made of, once
 //! <data>/uptime            seconds that servers have run here: the monotonic clock of leases
 //! <data>/instances/<h>/    one directory per instance: record, disk, logs, sockets
 //! <data>/images/           blobs, disks and records of images
@@ -108,14 +108,14 @@ impl DataDir {
         Ok(data)
     }
 
-    /// What the keys of instances' SSH servers are derived from: 64 hexadecimal digits, made the first time.
+    /// What the keys of instances' SSH servers and the seal of saved machines are made of: 64 hexadecimal digits, made the first time.
     ///
     /// # Errors
     /// It is damaged, or the file system refuses.
-    pub(crate) fn ssh_secret(&self) -> anyhow::Result<HostSecret> {
+    pub(crate) fn host_secret(&self) -> anyhow::Result<HostSecret> {
         let text = made_once(
             &self.root,
-            "ssh-secret",
+            "host-secret",
             0o600,
             || {
                 let secret = HostSecret::random();
@@ -123,14 +123,15 @@ impl DataDir {
                 Ok(digits.collect())
             },
             [
-                || reached("start.ssh-secret-written-aside"),
-                || reached("start.ssh-secret-named"),
+                || reached("start.host-secret-written-aside"),
+                || reached("start.host-secret-named"),
             ],
         )?;
         secret_of(&text).with_context(|| {
             format!(
-                "{} is damaged: put it back from a backup, or remove it, and every instance gets a new SSH host key",
-                self.root.join("ssh-secret").display()
+                "{} is damaged: put it back from a backup, or remove it, and every instance gets a new SSH host key, and none \
+                 can be restored from standby",
+                self.root.join("host-secret").display()
             )
         })
     }

@@ -219,7 +219,7 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     reached("start.instances-adopted");
     let mut settings = Settings::new(data.installation.clone(), data.uploads());
     settings.doubt = doubt;
-    settings.ssh_secret = data.ssh_secret()?;
+    settings.ssh_secret = data.host_secret()?;
     settings.starts = config.start_limit;
     settings.container_service = match config.container_service {
         Switch::On => ContainerService::Served,

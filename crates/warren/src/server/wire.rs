@@ -8,7 +8,7 @@ use bytes::Bytes;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use warren_agent::{Agent, AgentConfig, AgentLink, Ports};
+use warren_agent::{Agent, AgentConfig, AgentLink, Ports, SealKey};
 use warren_core::network::Subnet;
 use warren_core::ports::hypervisor::HypervisorKind;
 use warren_core::ports::{Clock, HostLink, Hypervisor, Network};
@@ -173,6 +173,7 @@ pub(crate) fn adapters(
         instances: data.instances(),
         set_aside: data.set_aside(),
         installation: data.installation.clone(),
+        seal: SealKey::new(data.host_secret()?.bytes()),
         unusable,
     };
     Ok((settings, ports))

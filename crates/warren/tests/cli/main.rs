@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-const COMMANDS: [&[&str]; 44] = [
+const COMMANDS: [&[&str]; 46] = [
     &["run"],
     &["exec"],
     &["cp"],
@@ -41,6 +41,8 @@ const COMMANDS: [&[&str]; 44] = [
     &["restart"],
     &["pause"],
     &["resume"],
+    &["standby"],
+    &["restore"],
     &["wait"],
     &["rm"],
     &["images"],

@@ -25,6 +25,7 @@ mod scenarios;
 #[path = "../../../../tests/skip.rs"]
 mod skip;
 mod stalling;
+mod standby;
 mod surviving;
 mod telling;
 mod terminal;

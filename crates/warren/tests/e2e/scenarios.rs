@@ -160,7 +160,7 @@ fn what_it_does_is_seen(server: &Server) {
     assert!(seen["guest"]["tasks"].as_u64().unwrap() > 1, "{seen}");
 }
 
-fn page(port: u16) -> Option<String> {
+pub(crate) fn page(port: u16) -> Option<String> {
     let answer = http(SocketAddr::from(([127, 0, 0, 1], port)), "GET", "/", None)?;
     (answer.status == 200).then_some(answer.body)
 }

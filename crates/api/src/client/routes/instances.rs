@@ -1,13 +1,13 @@
 //! Instances, and what they write.
 
-use super::{LIFECYCLE_TIMEOUT, ListQuery, Page, problem};
+use super::{LIFECYCLE_TIMEOUT, ListQuery, Page, STANDBY_TIMEOUT, problem};
 use crate::client::stream::{Kind, Outcome, TypedStream};
 use crate::client::{Client, ClientError, error};
 use crate::exec::LogEntry;
 use crate::image::events;
 use crate::instance::{
-    CreateInstanceRequest, Instance, InstanceState, StartInstanceRequest, UpdateInstanceRequest,
-    WaitForStateResponse,
+    CreateInstanceRequest, Instance, InstanceState, StandbyInstanceRequest, StartInstanceRequest,
+    UpdateInstanceRequest, WaitForStateResponse,
 };
 use crate::stats::InstanceStats;
 use reqwest::Method;
@@ -162,6 +162,28 @@ impl Client {
     pub async fn resume_instance(&self, id: &str) -> Result<Instance, ClientError> {
         self.json(self.request(Method::POST, &["instances", id, "resume"]))
             .await
+    }
+
+    /// `POST /instances/{id}/standby`. May take as long as writing its memory does.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn standby_instance(
+        &self,
+        id: &str,
+        request: &StandbyInstanceRequest,
+    ) -> Result<Instance, ClientError> {
+        self.post(&["instances", id, "standby"], request, STANDBY_TIMEOUT)
+            .await
+    }
+
+    /// `POST /instances/{id}/restore`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn restore_instance(&self, id: &str) -> Result<Instance, ClientError> {
+        let request = self.request(Method::POST, &["instances", id, "restore"]);
+        self.json_within(request, STANDBY_TIMEOUT).await
     }
 
     /// `GET /instances/{id}/wait`: until the state, a final other one, or the time is up.

@@ -42,6 +42,7 @@ fn platform() -> Platform<'static> {
         initramfs: Path::new("/cache/initramfs/x.cpio"),
         timestamp: None,
         extra_cmdline: &[],
+        beginning: Beginning::Boot,
     }
 }
 
@@ -149,4 +150,22 @@ fn an_emulated_guest_is_told_how_fast_its_timestamp_counter_runs_where_that_is_c
     assert!(told(Accelerator::Tcg, Some(2_596_118)).contains(words));
     assert!(!told(Accelerator::Tcg, None).contains("tsc"));
     assert!(!told(Accelerator::Kvm, Some(2_596_118)).contains("tsc"));
+}
+
+#[test]
+fn a_machine_that_is_restored_differs_from_one_that_boots_in_waiting_for_its_state() {
+    let told = |beginning| {
+        let platform = Platform {
+            beginning,
+            ..platform()
+        };
+        arguments(&machine(), &platform, &DESCRIPTORS).unwrap()
+    };
+    let (boot, incoming) = (told(Beginning::Boot), told(Beginning::Incoming));
+    let added: Vec<_> = incoming
+        .iter()
+        .filter(|word| !boot.contains(word))
+        .collect();
+    assert_eq!(added, ["-incoming", "defer", "-S"]);
+    assert_eq!(incoming.len(), boot.len() + 3);
 }

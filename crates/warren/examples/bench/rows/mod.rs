@@ -9,3 +9,4 @@ pub(crate) mod images;
 pub(crate) mod list;
 pub(crate) mod memory;
 pub(crate) mod requests;
+pub(crate) mod standby;

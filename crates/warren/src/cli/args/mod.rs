@@ -177,6 +177,18 @@ pub(crate) enum Command {
     /// Undoes `warren pause`: each instance goes on where it was frozen.
     #[command(after_help = RESUME_EXAMPLES, visible_alias = "unpause")]
     Resume(NamesArgs),
+    /// Put instances into standby
+    ///
+    /// Saves each instance's memory beside its disk and ends its machine: it takes no memory and no processor of the host, also
+    /// after the host was off. Connections to it end. `warren restore` brings it back to where it was. An instance that
+    /// cannot be saved runs on.
+    #[command(after_help = STANDBY_EXAMPLES)]
+    Standby(NamesArgs),
+    /// Bring instances back from standby
+    ///
+    /// Undoes `warren standby`: each instance goes on where it was, under the same address, with its clock set.
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore(NamesArgs),
     Wait(WaitArgs),
     #[command(visible_alias = "delete")]
     Rm(RemoveArgs),
@@ -251,6 +263,17 @@ const RESUME_EXAMPLES: &str = "\
 Examples:
   warren resume web                   Let it go on
   warren resume $(warren ps -q --filter state=paused)";
+
+const STANDBY_EXAMPLES: &str = "\
+Examples:
+  warren standby web                  Save its memory and free what it takes
+  warren standby $(warren ps -q)      All that run";
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  warren restore web                  Let it go on where it was
+  warren restore $(warren ps -aq --filter state=standby)
+  warren stop web                     Or give up its memory: it starts from its disk then";
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use crate::cli::rows::labels;
 use crate::cli::values::{Filter, passes};
 use std::future::Future;
 use warren_api::client::{ClientError, ListQuery};
-use warren_api::instance::{Instance, InstanceState, StartInstanceRequest};
+use warren_api::instance::{Instance, InstanceState, StandbyInstanceRequest, StartInstanceRequest};
 
 /// Whether `ps` shows an instance without `-a`: everything that is not at rest.
 fn is_at_rest(instance: &Instance) -> bool {
@@ -171,6 +171,23 @@ pub(super) async fn pause(session: &Session, args: NamesArgs) -> Outcome {
 pub(super) async fn resume(session: &Session, args: NamesArgs) -> Outcome {
     change(session, &args.names, |name| async move {
         Ok(session.client.resume_instance(&name).await?)
+    })
+    .await
+}
+
+/// `warren standby`
+pub(super) async fn standby(session: &Session, args: NamesArgs) -> Outcome {
+    change(session, &args.names, |name| async move {
+        let request = StandbyInstanceRequest::default();
+        Ok(session.client.standby_instance(&name, &request).await?)
+    })
+    .await
+}
+
+/// `warren restore`
+pub(super) async fn restore(session: &Session, args: NamesArgs) -> Outcome {
+    change(session, &args.names, |name| async move {
+        Ok(session.client.restore_instance(&name).await?)
     })
     .await
 }

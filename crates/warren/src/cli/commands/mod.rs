@@ -113,6 +113,8 @@ pub(crate) async fn execute(command: Command, global: &Global, out: &Output) -> 
         Command::Restart(args) => instances::restart(&with_server()?, args).await,
         Command::Pause(args) => instances::pause(&with_server()?, args).await,
         Command::Resume(args) => instances::resume(&with_server()?, args).await,
+        Command::Standby(args) => instances::standby(&with_server()?, args).await,
+        Command::Restore(args) => instances::restore(&with_server()?, args).await,
         Command::Wait(args) => watch::wait(&with_server()?, args).await,
         Command::Rm(args) => instances::rm(&with_server()?, args).await,
         Command::Images(args) => images::images(&with_server()?, args).await,

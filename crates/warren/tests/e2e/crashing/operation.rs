@@ -10,6 +10,7 @@ pub(super) enum State {
     Gone,
     Running,
     Paused,
+    Standby,
     Stopped,
 }
 
@@ -24,10 +25,18 @@ pub(super) enum Operation {
     StartInVain,
     Pause,
     Resume,
+    Standby,
+    /// Back from standby.
+    Wake,
+    /// What was saved is damaged by now.
+    WakeInVain,
+    /// What was saved is given up.
+    StopSaved,
     Restart,
     Update,
     Delete,
     DeleteStopped,
+    DeleteSaved,
     /// An image is made of its changes.
     Commit,
     /// The record is copied.
@@ -50,8 +59,9 @@ impl Operation {
     /// Those that make sense with this network.
     pub(super) fn of(mode: Mode) -> &'static [Operation] {
         use Operation::{
-            Adopt, Backup, Commit, Create, CreateFirst, Delete, DeleteStopped, Install, Pause,
-            Recover, Restart, Restore, Resume, Start, StartInVain, Stop, Sweep, Update, Upgrade,
+            Adopt, Backup, Commit, Create, CreateFirst, Delete, DeleteSaved, DeleteStopped,
+            Install, Pause, Recover, Restart, Restore, Resume, Standby, Start, StartInVain, Stop,
+            StopSaved, Sweep, Update, Upgrade, Wake, WakeInVain,
         };
         match mode {
             Mode::Bridge => &[
@@ -61,8 +71,12 @@ impl Operation {
                 Start,
                 Pause,
                 Resume,
+                Standby,
+                Wake,
+                WakeInVain,
                 Delete,
                 DeleteStopped,
+                DeleteSaved,
                 Adopt,
                 Sweep,
                 Commit,
@@ -79,6 +93,9 @@ impl Operation {
                 StartInVain,
                 Pause,
                 Resume,
+                Standby,
+                Wake,
+                StopSaved,
                 Restart,
                 Update,
                 Delete,
@@ -97,6 +114,7 @@ impl Operation {
             Operation::Start | Operation::StartInVain | Operation::DeleteStopped => State::Stopped,
             Operation::Stop
             | Operation::Pause
+            | Operation::Standby
             | Operation::Restart
             | Operation::Update
             | Operation::Delete
@@ -107,6 +125,10 @@ impl Operation {
             | Operation::Upgrade
             | Operation::Adopt => State::Running,
             Operation::Resume => State::Paused,
+            Operation::Wake
+            | Operation::WakeInVain
+            | Operation::StopSaved
+            | Operation::DeleteSaved => State::Standby,
         }
     }
 
@@ -117,6 +139,7 @@ impl Operation {
             | Operation::Create
             | Operation::Start
             | Operation::Resume
+            | Operation::Wake
             | Operation::Restart
             | Operation::Update
             | Operation::Commit
@@ -125,10 +148,12 @@ impl Operation {
             | Operation::Restore
             | Operation::Upgrade
             | Operation::Adopt => State::Running,
-            Operation::Stop | Operation::StartInVain => State::Stopped,
+            Operation::Stop | Operation::StartInVain | Operation::StopSaved => State::Stopped,
             Operation::Pause => State::Paused,
+            Operation::Standby | Operation::WakeInVain => State::Standby,
             Operation::Delete
             | Operation::DeleteStopped
+            | Operation::DeleteSaved
             | Operation::Sweep
             | Operation::Install => State::Gone,
         }
@@ -150,7 +175,9 @@ impl Operation {
         let on = |verb: &str| format!("/instances/{}{verb}", Stage::ID);
         match self {
             Operation::CreateFirst | Operation::Create => stage.create(),
-            Operation::Stop => ask("POST", &on("/stop"), None),
+            Operation::Stop | Operation::StopSaved => ask("POST", &on("/stop"), None),
+            Operation::Standby => ask("POST", &on("/standby"), None),
+            Operation::Wake | Operation::WakeInVain => ask("POST", &on("/restore"), None),
             Operation::Start | Operation::StartInVain => ask("POST", &on("/start"), None),
             Operation::Pause => ask("POST", &on("/pause"), None),
             Operation::Resume => ask("POST", &on("/resume"), None),
@@ -162,7 +189,9 @@ impl Operation {
                 let number = stage.fresh().to_string();
                 ask("PATCH", &on(""), Some(json!({"env": {"NUMBER": number}})));
             }
-            Operation::Delete | Operation::DeleteStopped => ask("DELETE", &on(""), None),
+            Operation::Delete | Operation::DeleteStopped | Operation::DeleteSaved => {
+                ask("DELETE", &on(""), None)
+            }
             Operation::Commit => {
                 // Another image each time, with a disk of its own.
                 let number = stage.fresh().to_string();

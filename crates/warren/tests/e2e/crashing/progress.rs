@@ -87,6 +87,11 @@ impl Progress {
         if self.each_time { times } else { times.min(1) }
     }
 
+    /// Whether nothing is left out.
+    pub(super) fn is_of_each_time(&self) -> bool {
+        self.each_time
+    }
+
     /// Whether the time is up.
     pub(super) fn is_over(&self) -> bool {
         self.deadline

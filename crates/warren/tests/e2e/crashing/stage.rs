@@ -148,6 +148,7 @@ impl Stage {
             (404, _) => Some(State::Gone),
             (_, Some("Running")) => Some(State::Running),
             (_, Some("Paused")) => Some(State::Paused),
+            (_, Some("Standby")) => Some(State::Standby),
             (_, Some("Stopped")) => Some(State::Stopped),
             _ => None,
         }
@@ -172,6 +173,11 @@ impl Stage {
                 (Some(_), State::Gone) => Operation::Delete,
                 (Some(State::Gone), _) => Operation::Create,
                 (Some(State::Running), State::Stopped) => Operation::Stop,
+                (Some(State::Running), State::Standby) => Operation::Standby,
+                (Some(State::Standby), State::Running | State::Paused) if self.is_whole() => {
+                    Operation::Wake
+                }
+                (Some(State::Standby), _) => Operation::StopSaved,
                 (Some(State::Running), _) => Operation::Pause,
                 (Some(State::Paused), State::Stopped) => Operation::Stop,
                 (Some(State::Paused), _) => Operation::Resume,
@@ -180,7 +186,7 @@ impl Stage {
             let before = self.times("step.release-network.done");
             ask.ask(self);
             self.until("it is prepared", &[ask.after()]);
-            if ask == Operation::Stop {
+            if matches!(ask, Operation::Stop | Operation::Standby) {
                 // It is Stopped as soon as its machine is gone.
                 eventually("its network is gone", CONVERGES, || {
                     (self.times("step.release-network.done") > before).then_some(())
@@ -208,6 +214,9 @@ impl Stage {
                 self.taken = Some(TcpListener::bind(("0.0.0.0", self.port)).unwrap());
             }
             Operation::Sweep => self.leak(),
+            Operation::WakeInVain => {
+                std::fs::write(self.home().join("saved/manifest.json"), "no").unwrap()
+            }
             Operation::Recover => {
                 // The record is lost: the server makes a new one, and doubts it.
                 self.server.terminate();
@@ -282,6 +291,17 @@ impl Stage {
         }
     }
 
+    /// Whether what was saved can be restored: see [`Operation::WakeInVain`].
+    fn is_whole(&self) -> bool {
+        let manifest = std::fs::read(self.home().join("saved/manifest.json"));
+        manifest.is_ok_and(|manifest| manifest.starts_with(b"{"))
+    }
+
+    fn home(&self) -> PathBuf {
+        let homes = std::fs::read_dir(self.server.data().join("instances")).unwrap();
+        homes.map(|home| home.unwrap().path()).next().unwrap()
+    }
+
     /// A TAP that carries this installation's id and belongs to nothing.
     fn leak(&self) {
         let installation =
@@ -341,7 +361,7 @@ impl Stage {
 
     /// What a server makes in an empty data directory and never again, and where it is put aside.
     fn made_once(&self) -> [(PathBuf, PathBuf); 2] {
-        ["installation", "ssh-secret"].map(|name| {
+        ["installation", "host-secret"].map(|name| {
             let made = self.server.data().join(name);
             let kept = made.with_extension("kept");
             (made, kept)
@@ -373,6 +393,14 @@ impl Stage {
         self.until("the operation is completed or undone", states);
         self.until_quiet();
         self.until("and stays so", states);
+        let homes = std::fs::read_dir(self.server.data().join("instances")).unwrap();
+        for home in homes {
+            let half = home.unwrap().path().join("saved.new");
+            assert!(
+                !half.exists(),
+                "after {operation:?} half of what was to be saved is left"
+            );
+        }
         let mut differences = self.server.differences();
         while !differences.is_empty() {
             assert!(
@@ -439,6 +467,8 @@ impl Stage {
             Operation::Start,
             Operation::Pause,
             Operation::Resume,
+            Operation::Standby,
+            Operation::Wake,
             Operation::Delete,
             Operation::DeleteStopped,
         ]);
