@@ -165,7 +165,7 @@ def registries_elsewhere_are_refused(call):
 
 
 def unserved_routes_say_so(call):
-    call("POST", "/instances/seed-1/standby").must_be_problem(501)
+    call("POST", "/instances/seed-1/fork").must_be_problem(501)
     call("GET", "/volumes").must_be_problem(501)
 
 
