@@ -30,6 +30,11 @@ mod storage;
 mod sweep;
 mod trace;
 
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+#[expect(dead_code, reason = "each test uses a part")]
+mod support;
+
 pub use adopt::{host_records, recorded_instances};
 pub use agent::{Agent, AgentLink};
 pub use context::{AgentConfig, Ports};

@@ -2,10 +2,6 @@
 //! older version).
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "../../tests/support/mod.rs"]
-#[expect(dead_code, reason = "each test uses a part")]
-mod support;
-
 use super::*;
 use std::os::unix::fs::FileExt;
 use warren_core::instance::Desired;
@@ -28,7 +24,7 @@ impl Place {
         let disk = root.path().join("disk");
         std::fs::write(&disk, b"disk").unwrap();
         let place = Place {
-            intent: support::intent(1, 3, Desired::Standby),
+            intent: crate::support::intent(1, 3, Desired::Standby),
             disk,
             key: SealKey::new(&[7; 32]),
             root,
@@ -144,7 +140,8 @@ fn what_others_wrote_or_another_version_is_refused() {
     let place = Place::new();
     place.rewrite(&SealKey::new(&[8; 32]), |_| {});
     refused(place.verify(), "this host did not write it");
-    let changes: [(&str, fn(&mut Manifest)); 5] = [
+    type Change = fn(&mut Manifest);
+    let changes: [(&str, Change); 5] = [
         ("version", |manifest| manifest.format = 0),
         ("another instance", |manifest| {
             manifest.tenant = "other".to_owned();

@@ -2,19 +2,15 @@
 //! guest's double, with real disks and real files.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "../../tests/support/mod.rs"]
-#[expect(dead_code, reason = "each test uses a part")]
-mod support;
-
 use super::*;
 use crate::context::{AgentConfig, Ports};
 use crate::status_board::StatusBoard;
+use crate::support::{Kernel, TurnClock, TurnDisks, TurnNetwork, Turns, installation, intent};
 use crate::{Agent, AgentLink, SealKey};
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use support::{Kernel, TurnClock, TurnDisks, TurnNetwork, Turns, installation, intent};
 use tokio::net::UnixStream;
 use warren_core::planner::STARTS;
 use warren_core::ports::hypervisor::{HypervisorKind, VmmSeen};

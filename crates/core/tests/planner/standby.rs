@@ -1,9 +1,7 @@
 //! Into standby and back: the very machine, or all as it was before.
 
 use crate::host::{Host, intent, is_running, process, sight};
-use proptest::prelude::{
-    Just, ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest,
-};
+use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 use warren_core::instance::Desired;
 use warren_core::planner::{GivenUp, GuestSeen, Plan, Refused, Step};
 use warren_core::ports::Presence;
