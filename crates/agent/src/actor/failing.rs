@@ -46,9 +46,12 @@ impl Actor {
             let ended = error.code == MACHINE_ENDED;
             let goal = planner::goal(&self.record.intent, &self.seen);
             let standby = match step {
-                Step::SaveMachine | Step::RestoreVmm => true,
+                Step::SaveMachine => true,
                 Step::Pause => goal == Desired::Standby,
-                _ => false,
+                // What was saved is gone by then, or goes.
+                Step::Resume => false,
+                // On the way back, whatever is in it: a port that somebody else has by now, an image that cannot be read.
+                _ => !taking_away && planner::is_saved(&self.record.intent, &self.seen),
             };
             if standby && hopeless && !ended {
                 self.refuse(Failure::from(&error));

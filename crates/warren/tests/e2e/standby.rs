@@ -181,6 +181,32 @@ fn a_guest_that_counts_loses_nothing_over_standby_a_killed_server_and_a_host_tha
     server.ok(&["rm", "-f", "counter"]);
 }
 
+#[test]
+fn a_restore_for_which_something_is_missing_says_so_at_once_and_can_be_asked_for_again() {
+    in_both(
+        "a_restore_for_which_something_is_missing_says_so_at_once_and_can_be_asked_for_again",
+        |server| {
+            let port = free_port();
+            make(server, "web", port);
+            server.ok(&["standby", "web"]);
+            let taken = std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
+            for _ in 0..2 {
+                let (status, problem) = post(server, "web", "restore");
+                let words = problem["detail"].as_str().unwrap_or_default();
+                assert!((400..500).contains(&status), "{problem}");
+                assert!(words.contains(&port.to_string()), "{problem}");
+                assert_eq!(seen(server, "web")["state"], "Standby");
+            }
+            drop(taken);
+            let before = counted(server, "web");
+            server.ok(&["restore", "web"]);
+            counts_beyond(server, "web", before);
+            assert!(page(port).is_some());
+            server.ok(&["rm", "-f", "web"]);
+        },
+    );
+}
+
 fn saved_machine(server: &Server) -> PathBuf {
     let homes = std::fs::read_dir(server.data().join("instances")).unwrap();
     let mut machines = homes.map(|home| home.unwrap().path().join("saved/machine"));
